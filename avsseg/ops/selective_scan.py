@@ -1,0 +1,140 @@
+"""Selective scan over index plans: the public operator and the choice of its back end."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+
+import torch
+from torch import Tensor
+
+from avsseg.ops import cpu, reference
+
+BACKENDS = ("cpp", "torch")
+
+_default_backend = "auto"
+
+
+def selective_scan(
+    tokens: Tensor,
+    plan: Tensor,
+    x_proj_weight: Tensor,
+    dt_projs_weight: Tensor,
+    dt_projs_bias: Tensor,
+    A_logs: Tensor,
+    Ds: Tensor,
+    *,
+    output_from: int = 0,
+    backend: str = "auto",
+) -> Tensor:
+    """Scan a table of tokens in K orders and add the K results at each token (section III, eq. 1-4).
+
+    With u_l = tokens[:, plan[k, l]] and [dt_l | B_l | C_l] = x_proj_weight[k] u_l, direction k computes
+
+        delta_l = softplus(dt_projs_weight[k] dt_l + dt_projs_bias[k]),   A = -exp(A_logs)
+        h_l = exp(delta_l A) h_{l-1} + delta_l B_l u_l,   h_{-1} = 0
+        y_l = <C_l, h_l> + Ds u_l
+
+    and adds y_l to the row of token plan[k, l]. Parameters have the authors' layout. Differentiable in everything but
+    `plan`. 16-bit tokens are computed in float32, and float64 tokens in float64.
+
+    Args:
+        tokens: (B, P, D) in natural order.
+        plan: (K, L) int32 or int64; the indices of a row are distinct.
+        x_proj_weight: (K, R + 2N, D), rows [dt R | B N | C N].
+        dt_projs_weight: (K, D, R).
+        dt_projs_bias: (K, D).
+        A_logs: (K * D, N).
+        Ds: (K * D,).
+        output_from: tokens before it are inputs only; their outputs are neither computed nor returned.
+        backend: one of `BACKENDS`, or "auto": the one set by `set_default_backend`, else the fastest usable here.
+
+    Returns:
+        (B, P - output_from, D) in the dtype of `tokens`; rows that no direction visits are 0.
+
+    Raises:
+        ValueError: shapes that do not fit, a plan that leaves the table or visits a token twice in one direction, or
+            a back end that is unknown or cannot run on this machine or with these tensors.
+    """
+    _check_shapes(tokens, plan, x_proj_weight, dt_projs_weight, dt_projs_bias, A_logs, Ds, output_from)
+    scan = cpu.scan if _choose(backend, tokens) == "cpp" else reference.scan
+    dtype = torch.float64 if tokens.dtype == torch.float64 else torch.float32
+    # Autocast would run the projection in 16 bits, and the scan amplifies its error by 1 / (1 - decay).
+    device = tokens.device.type
+    with torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext():
+        table = tokens.to(dtype)
+        projected = table @ x_proj_weight.to(dtype).flatten(0, 1).t()
+        out = scan(
+            *(table, projected, plan),
+            *(dt_projs_weight.to(dtype), dt_projs_bias.to(dtype), A_logs.to(dtype), Ds.to(dtype)),
+            output_from=output_from,
+        )
+    return out.to(tokens.dtype)
+
+
+def available_backends() -> dict[str, str]:
+    """Every back end, with the reason why it cannot be used here, or an empty string if it can."""
+    return {"cpp": cpu.UNAVAILABLE_REASON, "torch": ""}
+
+
+def set_default_backend(name: str) -> None:
+    """Choose what `selective_scan(..., backend="auto")` runs on; "auto" lets every call choose again.
+
+    Raises:
+        ValueError: the back end is unknown or cannot run on this machine.
+    """
+    global _default_backend
+    if name != "auto":
+        _check_usable(name)
+    _default_backend = name
+
+
+def _check_usable(name: str) -> None:
+    reasons = available_backends()
+    if name not in reasons:
+        raise ValueError(f"unknown scan back end {name!r}: choose auto, {', '.join(reasons)}")
+    if reasons[name]:
+        raise ValueError(f"scan back end {name!r}: {reasons[name]}")
+
+
+def _choose(backend: str, tokens: Tensor) -> str:
+    name = _default_backend if backend == "auto" else backend
+    suits_cpp = tokens.device.type == "cpu" and tokens.dtype != torch.float64
+    if name == "auto":
+        return "cpp" if suits_cpp and not cpu.UNAVAILABLE_REASON else "torch"
+    _check_usable(name)
+    if name == "cpp" and not suits_cpp:
+        given = f"{tokens.dtype} on {tokens.device}"
+        raise ValueError(f"scan back end 'cpp' takes float32 or 16-bit tokens on the CPU, not {given}")
+    return name
+
+
+def _check_shapes(
+    tokens: Tensor,
+    plan: Tensor,
+    x_proj_weight: Tensor,
+    dt_projs_weight: Tensor,
+    dt_projs_bias: Tensor,
+    A_logs: Tensor,
+    Ds: Tensor,
+    output_from: int,
+) -> None:
+    if tokens.ndim != 3 or not tokens.is_floating_point():
+        raise ValueError(f"tokens must be (B, P, D) floating point, not {tuple(tokens.shape)} {tokens.dtype}")
+    if plan.ndim != 2 or plan.dtype not in (torch.int32, torch.int64):
+        raise ValueError(f"plan must be (K, L) int32 or int64, not {tuple(plan.shape)} {plan.dtype}")
+    if dt_projs_weight.ndim != 3 or A_logs.ndim != 2:
+        raise ValueError("dt_projs_weight must be (K, D, R) and A_logs (K * D, N)")
+    directions, channels = plan.shape[0], tokens.shape[2]
+    rank, states = dt_projs_weight.shape[2], A_logs.shape[1]
+    expected = {
+        "x_proj_weight": (x_proj_weight, (directions, rank + 2 * states, channels)),
+        "dt_projs_weight": (dt_projs_weight, (directions, channels, rank)),
+        "dt_projs_bias": (dt_projs_bias, (directions, channels)),
+        "A_logs": (A_logs, (directions * channels, states)),
+        "Ds": (Ds, (directions * channels,)),
+    }
+    for name, (parameter, shape) in expected.items():
+        if parameter.shape != shape:
+            raise ValueError(f"{name} must be {shape} for these tokens and this plan, not {tuple(parameter.shape)}")
+    if not 0 <= output_from <= tokens.shape[1]:
+        raise ValueError(f"output_from {output_from} is outside the table of {tokens.shape[1]} tokens")
