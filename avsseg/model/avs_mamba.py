@@ -1,0 +1,103 @@
+"""AVS-Mamba (Fig. 2 of the paper): frames and log-mels of a clip in, mask logits out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from avsseg.model.backbones import build_backbone
+from avsseg.model.config import AvsMambaConfig
+from avsseg.model.decoder import ModalityAggregationDecoder
+from avsseg.model.encoder import MultiScaleTemporalEncoder
+from avsseg.model.head import MaskHead
+from avsseg.model.pyramid import ContextualIntegrationPyramid
+from avsseg.model.scan_plan import TokenGrid, flatten_scales, split_scales
+from avsseg.model.vggish import EMBEDDING_DIM, build_audio_encoder
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+COARSEST_STRIDE = 32
+
+
+def normalise(frames: Tensor) -> Tensor:
+    """uint8 RGB frames (..., H, W, 3) -> float32 (..., 3, H, W) with ImageNet's mean 0 and deviation 1."""
+    mean = torch.tensor(IMAGENET_MEAN, device=frames.device)
+    std = torch.tensor(IMAGENET_STD, device=frames.device)
+    return ((frames.float() / 255.0 - mean) / std).movedim(-1, -3)
+
+
+@dataclass(frozen=True)
+class Stages:
+    """What the stages behind the encoders give, for tests and visualisation.
+
+    encoded: F_v'^2..4, each (B, T, h_i, w_i, C). queries: one (B, T, C) a MAD layer. mask_feature: (B, T, C, h_1, w_1).
+    """
+
+    encoded: list[Tensor]
+    queries: list[Tensor]
+    mask_feature: Tensor
+
+
+class AvsMamba(nn.Module):
+    """The whole model; `config` decides every shape and which parts exist."""
+
+    def __init__(self, config: AvsMambaConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.visual_backbone, channels = build_backbone(config.backbone)
+        self.audio_encoder = build_audio_encoder(config.audio_encoder)
+        self._build_fusion(config, channels)
+
+    def _build_fusion(self, config: AvsMambaConfig, channels: Sequence[int]) -> None:
+        self.audio_projection = nn.Linear(EMBEDDING_DIM, config.dim)
+        self.visual_projections = nn.ModuleList(
+            nn.Sequential(nn.Conv2d(c, config.dim, 1), nn.GroupNorm(32, config.dim)) for c in channels
+        )
+        self.encoder = MultiScaleTemporalEncoder(config)
+        self.decoder = ModalityAggregationDecoder(config)
+        self.pyramid = ContextualIntegrationPyramid(config)
+        self.head = MaskHead(config)
+
+    def forward(self, frames: Tensor, log_mel: Tensor) -> Tensor:
+        """frames (B, T, 3, H, W) from `normalise`, log_mel (B, T, 1, 96, 64) -> logits (B, T, N_class, H, W).
+
+        H and W that 32 does not divide are padded at the right and the bottom and cropped back.
+        """
+        return self.layer_logits(frames, log_mel, last_only=True)[-1]
+
+    def layer_logits(self, frames: Tensor, log_mel: Tensor, *, last_only: bool = False) -> list[Tensor]:
+        """As `forward`, but the logits of every MAD layer; the last is the prediction, the others deep supervision."""
+        B, T, _, H, W = frames.shape
+        pictures = F.pad(frames.flatten(0, 1), (0, -W % COARSEST_STRIDE, 0, -H % COARSEST_STRIDE))
+        features = [feature.unflatten(0, (B, T)) for feature in self.visual_backbone(pictures)]
+        embedding = self.audio_encoder(log_mel.flatten(0, 1)).unflatten(0, (B, T))
+        stages = self.fuse(features, embedding)
+        queries = stages.queries[-1:] if last_only else stages.queries
+        return [self.head(query, stages.mask_feature.flatten(0, 1))[..., :H, :W] for query in queries]
+
+    def fuse(self, features: Sequence[Tensor], embedding: Tensor) -> Stages:
+        """Everything between the encoders and the head.
+
+        features: the backbone's four scales, (B, T, c_i, h_i, w_i), finest first; embedding (B, T, 128).
+        """
+        B, T = embedding.shape[:2]
+        audio = self.audio_projection(embedding)
+        finest, *coarser = (
+            projection(feature.flatten(0, 1))
+            for projection, feature in zip(self.visual_projections, features, strict=True)
+        )
+        tokens, frame_grid = flatten_scales(coarser)  # (B * T, M, C)
+        grid = TokenGrid(T, frame_grid.sizes)
+        clip = self.encoder(tokens.reshape(B, grid.tokens, -1), grid)
+        tokens = clip.reshape(tokens.shape)
+        scales = [
+            scale.unflatten(0, (B, T)) for scale in tokens.split([h * w for h, w in grid.sizes], dim=1)
+        ]  # (B, T, h_i * w_i, C)
+        queries = self.decoder(audio, scales, grid.sizes)
+        mask_feature = self.pyramid([finest, *split_scales(tokens, frame_grid)], audio)
+        encoded = [scale.unflatten(2, size) for scale, size in zip(scales, grid.sizes, strict=True)]
+        return Stages(encoded, queries, mask_feature.unflatten(0, (B, T)))

@@ -1,0 +1,140 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from avsseg.errors import UsageError
+from avsseg.model.avs_mamba import AvsMamba, normalise
+from avsseg.model.config import ABLATIONS, PRESETS, TEMPORAL_DIRECTIONS, AvsMambaConfig, preset
+
+SMALL = AvsMambaConfig(
+    backbone="pvt_v2_b0", audio_encoder="compact", dim=32, state_size=2, head_hidden=16, head_channels=(8, 4)
+)
+
+
+def build(config: AvsMambaConfig) -> AvsMamba:
+    torch.manual_seed(0)
+    return AvsMamba(config).eval()
+
+
+def clip(T: int, H: int, W: int, B: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(7)
+    return torch.randn(B, T, 3, H, W, generator=generator), torch.randn(B, T, 1, 96, 64, generator=generator)
+
+
+@pytest.mark.parametrize("T", [1, 3, 7])
+def test_any_number_of_frames(T: int) -> None:
+    with torch.no_grad():
+        assert build(SMALL)(*clip(T, 32, 64, B=2)).shape == (2, T, 1, 32, 64)
+
+
+def test_sizes_that_32_does_not_divide_are_padded_and_cropped() -> None:
+    model = build(SMALL)
+    frames, log_mel = clip(2, 40, 50)
+    with torch.no_grad():
+        logits = model(frames, log_mel)
+        padded = model(F.pad(frames, (0, 14, 0, 24)), log_mel)
+    assert logits.shape == (1, 2, 1, 40, 50)
+    torch.testing.assert_close(logits, padded[..., :40, :50])
+
+
+@pytest.mark.parametrize("name", sorted(set(ABLATIONS) - {f"k{k}" for k in TEMPORAL_DIRECTIONS}))
+def test_every_ablation_runs_and_removes_parameters(name: str) -> None:
+    full, ablated = build(SMALL), build(replace(SMALL, **ABLATIONS[name]))
+    with torch.no_grad():
+        assert ablated(*clip(2, 32, 32)).shape == (1, 2, 1, 32, 32)
+    assert sum(p.numel() for p in ablated.parameters()) < sum(p.numel() for p in full.parameters())
+
+
+@pytest.mark.parametrize("directions", TEMPORAL_DIRECTIONS)
+def test_every_number_of_directions(directions: int) -> None:
+    model = build(replace(SMALL, **ABLATIONS[f"k{directions}"]))
+    assert model.encoder.layers[0].temporal.scan.x_proj_weight.shape[0] == directions
+    assert model.pyramid.levels[0].temporal.scan.x_proj_weight.shape[0] == directions
+    with torch.no_grad():
+        assert model(*clip(2, 32, 32)).isfinite().all()
+
+
+def test_batch_entries_do_not_mix() -> None:
+    model = build(SMALL).double()
+    frames, log_mel = (x.double() for x in clip(3, 32, 32, B=2))
+    with torch.no_grad():
+        both = model(frames, log_mel)
+        torch.testing.assert_close(both[1:], model(frames[1:], log_mel[1:]))
+
+
+def test_sound_changes_the_masks() -> None:
+    model = build(SMALL)
+    frames, log_mel = clip(3, 32, 32)
+    with torch.no_grad():
+        assert not torch.allclose(model(frames, log_mel), model(frames, torch.zeros_like(log_mel)))
+
+
+def test_layer_logits_end_with_the_prediction_and_train_every_parameter() -> None:
+    model = build(replace(SMALL, drop_path=0.0)).train()
+    for module in model.modules():
+        if hasattr(module, "p"):
+            module.p = 0.0
+    layers = model.layer_logits(*clip(2, 32, 32, B=2))
+    assert len(layers) == 2
+    sum(layer.square().mean() for layer in layers).backward()
+    without = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.isfinite().all()]
+    assert without == []
+
+
+def test_no_decoder_means_the_audio_itself_is_the_query() -> None:
+    model = build(replace(SMALL, decoder_layers=0))
+    features = [torch.randn(1, 2, c, 16 // s, 16 // s) for c, s in zip((32, 64, 160, 256), (1, 2, 4, 8), strict=True)]
+    embedding = torch.randn(1, 2, 128)
+    with torch.no_grad():
+        assert torch.equal(model.fuse(features, embedding).queries[0], model.audio_projection(embedding))
+
+
+def test_normalise() -> None:
+    frames = torch.randint(0, 256, (2, 4, 5, 3), dtype=torch.uint8)
+    expected = (frames[1, 2, 3, 2].item() / 255 - 0.406) / 0.225
+    assert normalise(frames).shape == (2, 3, 4, 5)
+    assert normalise(frames)[1, 2, 2, 3].item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_presets() -> None:
+    with torch.device("meta"):
+        sizes = {name: sum(p.numel() for p in AvsMamba(config).parameters()) for name, config in PRESETS.items()}
+    assert sizes["avs-mamba-tiny"] < 15_000_000
+    tiny = PRESETS["avs-mamba-tiny"]
+    assert tiny.encoder_layers == tiny.decoder_layers == 2
+    parts = (
+        "encoder_vss",
+        "encoder_temporal",
+        "decoder_frame",
+        "decoder_temporal",
+        "pyramid_temporal",
+        "pyramid_audio",
+    )
+    assert all(getattr(tiny, part) for part in parts)
+    assert 64 <= tiny.dim <= 96
+    assert 8 <= tiny.state_size <= 16
+    assert tiny.head_hidden <= 256
+
+
+def test_config_round_trip_and_refusals() -> None:
+    config = preset("avs-mamba-tiny", ablate="k12", num_classes=71)
+    assert AvsMambaConfig.from_dict(config.to_dict()) == config
+    assert config.temporal_directions == 12
+    for bad in (
+        {"backbone": "vit"},
+        {"temporal_directions": 5},
+        {"dim": 48},
+        {"upsample": "cubic"},
+        {"audio_encoder": "clap"},
+        {"width": 3},
+    ):
+        with pytest.raises(UsageError, match=str(next(iter(bad.values())) if "width" not in bad else "width")):
+            AvsMambaConfig.from_dict(bad)
+    with pytest.raises(UsageError, match="nope"):
+        preset("nope")
+    with pytest.raises(UsageError, match="k5"):
+        preset("avs-mamba-tiny", ablate="k5")

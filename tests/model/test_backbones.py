@@ -1,0 +1,89 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from avsseg.model.backbones import build_backbone
+from avsseg.model.backbones.pvt_v2 import PVT_V2
+from avsseg.model.vggish import CompactAudioEncoder, Vggish, build_audio_encoder
+
+SHAPES = json.loads((Path(__file__).parents[1] / "data" / "state_dict_shapes.json").read_text())
+
+
+def shapes(module: torch.nn.Module) -> dict[str, list[int]]:
+    return {name: list(tensor.shape) for name, tensor in module.state_dict().items()}
+
+
+@pytest.mark.parametrize("name", sorted(PVT_V2))
+def test_pvt_v2_has_the_official_names_and_shapes(name: str) -> None:
+    with torch.device("meta"):
+        backbone, channels = build_backbone(name)
+    official = {key: shape for key, shape in SHAPES[name].items() if not key.startswith("head.")}
+    assert shapes(backbone) == official
+    assert channels == PVT_V2[name].dims
+
+
+def test_vggish_has_the_official_names_and_shapes() -> None:
+    with torch.device("meta"):
+        assert shapes(Vggish()) == SHAPES["vggish"]
+
+
+def test_resnet50_has_torchvision_names_and_size() -> None:
+    with torch.device("meta"):
+        backbone, channels = build_backbone("resnet50")
+    state = shapes(backbone)
+    # torchvision's model has 25,557,032 parameters, of which its classifier 2048 * 1000 + 1000
+    assert sum(p.numel() for p in backbone.parameters()) == 25_557_032 - 2_049_000
+    assert state["layer3.5.conv2.weight"] == [256, 256, 3, 3]
+    assert state["layer4.0.downsample.0.weight"] == [2048, 1024, 1, 1]
+    assert state["layer1.0.downsample.1.running_var"] == [256]
+    assert channels == (256, 512, 1024, 2048)
+
+
+@pytest.mark.parametrize("name", ["pvt_v2_b0", "resnet50"])
+def test_four_scales(name: str) -> None:
+    backbone, channels = build_backbone(name)
+    features = backbone.eval()(torch.randn(2, 3, 64, 96))
+    assert [tuple(f.shape) for f in features] == [
+        (2, c, 64 // stride, 96 // stride) for c, stride in zip(channels, (4, 8, 16, 32), strict=True)
+    ]
+
+
+def test_pvt_attention_against_plain_softmax() -> None:
+    torch.manual_seed(0)
+    backbone, _ = build_backbone("pvt_v2_b0")
+    attention = backbone.block2[0].attn.double()
+    x = torch.randn(1, 8 * 8, 64, dtype=torch.float64)
+    reduced = attention.norm(attention.sr(x.transpose(1, 2).reshape(1, 64, 8, 8)).flatten(2).transpose(1, 2))
+    key, value = attention.kv(reduced).chunk(2, dim=-1)
+    heads = []
+    for q, k, v in zip(attention.q(x).chunk(2, -1), key.chunk(2, -1), value.chunk(2, -1), strict=True):
+        heads.append((q @ k.transpose(1, 2) * 32**-0.5).softmax(-1) @ v)
+    torch.testing.assert_close(attention(x, 8, 8), attention.proj(torch.cat(heads, -1)))
+
+
+def test_audio_encoders() -> None:
+    compact = build_audio_encoder("compact").eval()
+    assert isinstance(compact, CompactAudioEncoder)
+    assert sum(p.numel() for p in compact.parameters()) < 5_000_000
+    assert compact(torch.randn(3, 1, 96, 64)).shape == (3, 128)
+
+
+def test_vggish_flattens_channels_last() -> None:
+    with torch.device("meta"):
+        vggish = build_audio_encoder("vggish")
+    vggish = vggish.to_empty(device="cpu").eval()
+    with torch.no_grad():
+        for parameter in vggish.parameters():
+            parameter.zero_()
+        # position (row 5, column 3) of channel 511 is the last of 6 * 4 * 512 inputs when channels come last
+        vggish.features[-3].bias[511] = 2.0
+        vggish.embeddings[0].weight[0, 12287] = 1.0
+        vggish.embeddings[2].weight[0, 0] = 1.0
+        vggish.embeddings[4].weight[7, 0] = 1.0
+        out = vggish(torch.zeros(1, 1, 96, 64))
+    assert out[0, 7].item() == 2.0
+    assert out.sum().item() == 2.0

@@ -1,0 +1,61 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from avsseg.model.head import SimilarityLift
+
+
+def plain(lift: SimilarityLift, similarity: torch.Tensor) -> torch.Tensor:
+    first, second, third = lift.layers
+    return third(second(first(similarity).relu()).relu())
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 300.0])
+@pytest.mark.parametrize("hidden", [1, 7, 256])
+def test_segment_table_equals_the_convolutions(hidden: int, scale: float) -> None:
+    torch.manual_seed(0)
+    lift = SimilarityLift(hidden, 8)
+    similarity = torch.randn(2, 1, 50, 61) * scale
+    with torch.no_grad():
+        exact = plain(lift.double(), similarity.double())
+        fast = lift.float()(similarity)
+    assert fast.shape == (2, 8, 50, 61)
+    assert ((fast - exact).abs().max() / exact.abs().max()).item() < 2e-6
+
+
+def test_segment_table_follows_the_weights() -> None:
+    lift = SimilarityLift(16, 4)
+    similarity = torch.randn(1, 1, 5, 5)
+    with torch.no_grad():
+        lift(similarity)
+        lift.layers[0].bias += 1.0
+        torch.testing.assert_close(lift(similarity), plain(lift, similarity))
+
+
+def test_dead_units_and_knots_at_the_same_place() -> None:
+    lift = SimilarityLift(6, 3).double()
+    with torch.no_grad():
+        lift.layers[0].weight.flatten()[:] = torch.tensor([0.0, 1.0, -1.0, 2.0, 0.0, -3.0])
+        lift.layers[0].bias[:] = torch.tensor([0.5, 0.0, 0.0, 0.0, -1.0, 1.5])
+        similarity = torch.linspace(-2, 2, 101, dtype=torch.float64).view(1, 1, 1, 101)
+        torch.testing.assert_close(lift(similarity), plain(lift, similarity))
+        lift.layers[0].weight.zero_()
+        torch.testing.assert_close(lift(similarity), plain(lift, similarity))
+
+
+def test_nan_and_infinity_pass_through() -> None:
+    lift = SimilarityLift(16, 4)
+    similarity = torch.zeros(1, 1, 1, 3)
+    similarity[..., 0], similarity[..., 1] = float("nan"), float("inf")
+    with torch.no_grad():
+        out = lift(similarity)
+    assert out[..., 0].isnan().all()
+    assert not out[..., 1].isfinite().any()
+    assert out[..., 2].isfinite().all()
+
+
+def test_gradients_go_through_the_convolutions() -> None:
+    lift = SimilarityLift(5, 3).double()
+    similarity = torch.randn(1, 1, 2, 2, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lift, (similarity,))
