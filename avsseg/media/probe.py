@@ -1,0 +1,218 @@
+"""What is in a media file: its size on screen, length, sound, and whether a picture can be decoded at all."""
+
+from __future__ import annotations
+
+import re
+import stat
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+
+import ffmpeg
+
+from avsseg.errors import MediaError, printable
+from avsseg.media.ffmpeg import STALL_S, command, filters, media_input, run_ffmpeg
+
+HDR_TRANSFERS = frozenset({"smpte2084", "arib-std-b67"})  # PQ and HLG
+
+_STILL_IMAGES = (
+    (b"\x89PNG", "PNG"),
+    (b"\xff\xd8\xff", "JPEG"),
+    (b"BM", "BMP"),
+    (b"II*\0", "TIFF"),
+    (b"MM\0*", "TIFF"),
+    (b"8BPS", "Photoshop"),
+)
+
+
+@dataclass(frozen=True)
+class VideoInfo:
+    """One video file, as it is shown.
+
+    Times everywhere in `avsseg.media` are seconds on the container's clock: 0 is the earliest start of any stream, so
+    a picture that starts 1.5 s after the sound starts at 1.5.
+    """
+
+    path: Path
+    width: int  # pixels after rotation metadata is applied
+    height: int
+    sample_aspect_ratio: Fraction  # width / height of one pixel after rotation; 1 where the file does not say
+    duration_s: float | None  # of the longest stream; None if the file does not say
+    frame_rate: float | None  # average frames a second
+    has_audio: bool
+    is_hdr: bool  # PQ or HLG transfer
+    warnings: tuple[str, ...]
+    audio_codecs: tuple[str, ...]  # one for every audio track, such as ("aac", "pcm_s16le")
+    color_range: str | None  # "tv" or "pc"
+    color_space: str | None  # matrix coefficients, such as "bt709"
+    color_primaries: str | None
+    color_transfer: str | None
+    container: str  # ffmpeg's name, such as "mov,mp4,m4a,3gp,3g2,mj2"
+    has_other_tracks: bool = (
+        False  # besides the first of picture and sound, such as subtitles: `duration_s` may be theirs
+    )
+
+
+def probe(path: Path | str, *, stall_s: float = STALL_S) -> VideoInfo:
+    """Describe the video at `path` after decoding its first picture.
+
+    Raises `MediaError` for a path that is missing, a folder, unreadable or empty, for a file that is not media or holds
+    a still image, and for one without a picture that can be decoded. `warnings` tells of a missing audio track.
+    """
+    path = Path(path)
+    start = _check_file(path)
+    picture = media_input(path)["V:0"]  # capital V: cover art is no video
+    arguments = command(
+        ffmpeg.output(picture, "pipe:1", format="framecrc", **{"frames:v": 1, "fps_mode": "passthrough"}),
+        loglevel="info",
+    )
+    try:
+        decoded, log, _ = run_ffmpeg(arguments, stall_s=stall_s)
+    except TimeoutError as error:
+        raise MediaError(path, f"no picture could be decoded within {stall_s:g} s", _look(path)) from error
+    described = _input_lines(log)
+    size = re.search(r"^#dimensions 0: (\d+)x(\d+)", decoded, flags=re.MULTILINE)
+    has_frame = re.search(r"^0,", decoded, flags=re.MULTILINE) is not None
+    if size is None or not has_frame:
+        raise _failure(path, start, described, log)
+    aspect = re.search(r"^#sar 0: (\d+)/(\d+)", decoded, flags=re.MULTILINE)
+    video = next(iter(_tracks(described, "Video")), "")
+    audio = _tracks(described, "Audio")
+    primaries, transfer, matrix, color_range = _colours(video)
+    is_hdr = transfer in HDR_TRANSFERS
+    return VideoInfo(
+        path=path,
+        width=int(size[1]),
+        height=int(size[2]),
+        sample_aspect_ratio=_positive_fraction(aspect[1], aspect[2]) if aspect else Fraction(1),
+        duration_s=_duration(described, log),
+        frame_rate=_frame_rate(video),
+        has_audio=bool(audio),
+        is_hdr=is_hdr,
+        warnings=_warnings(has_audio=bool(audio), is_hdr=is_hdr),
+        audio_codecs=tuple(re.findall(r" Audio: (\w+)", "\n".join(audio))),
+        color_range=color_range,
+        color_space=matrix,
+        color_primaries=primaries,
+        color_transfer=transfer,
+        container=next((m[1] for line in described if (m := re.match(r"Input #0, (\S+), from", line))), ""),
+        has_other_tracks=len(_tracks(described, r"\w+")) > len(audio[:1]) + 1,
+    )
+
+
+def can_tone_map() -> bool:
+    """True if this ffmpeg has the filters that map HDR to a standard range."""
+    return filters() >= {"zscale", "tonemap"}
+
+
+def _check_file(path: Path) -> bytes:
+    """The first bytes of the file."""
+    try:
+        status = path.stat()
+        if stat.S_ISDIR(status.st_mode):
+            raise MediaError(path, "is a folder, not a video", "Use -r to take the videos inside it.")
+        if not stat.S_ISREG(status.st_mode):
+            raise MediaError(path, "is not a regular file", "Save the stream to a file first.")
+        with path.open("rb") as file:
+            start = file.read(4096)
+    except FileNotFoundError as error:
+        raise MediaError(path, "no such file", "Check the path.") from error
+    except (OSError, ValueError) as error:  # ValueError: a NUL character in the path
+        reason = getattr(error, "strerror", None) or str(error)
+        raise MediaError(path, f"cannot be read ({reason})", "Check its permissions.") from error
+    if not start:
+        raise MediaError(path, "the file is empty (zero bytes)", "Copy or record it again.")
+    kind = _still_image(start)
+    if kind:
+        raise MediaError(path, f"is a still {kind} image, which has no time axis and no sound", "Give a video file.")
+    return start
+
+
+def _still_image(start: bytes) -> str | None:
+    if start[4:8] == b"ftyp" and start[8:12] in (b"heic", b"heix", b"mif1", b"avif"):
+        return "HEIF"
+    if start[:4] == b"RIFF" and start[8:12] == b"WEBP":
+        return "WebP"
+    if b"acTL" in start:  # an animated PNG
+        return None
+    return next((kind for magic, kind in _STILL_IMAGES if start.startswith(magic)), None)
+
+
+def _input_lines(log: list[str]) -> list[str]:
+    """The part of ffmpeg's log that describes the input, before the lines on the streams it will write."""
+    end = next((i for i, line in enumerate(log) if line.startswith(("Stream mapping:", "Output #0"))), len(log))
+    return log[:end]
+
+
+def _tracks(described: list[str], kind: str) -> list[str]:
+    """The lines of the tracks of one kind, without cover art, in the order in which ``0:V:n`` and ``0:a:n`` count them.
+
+    ffmpeg lists the tracks of MPEG-TS by programme, in any order, and twice if two programmes share one.
+    """
+    found = (re.match(rf"Stream #0:(\d+)\S* {kind}: ", line) for line in described)
+    lines = {int(match[1]): match.string for match in found if match and "(attached pic)" not in match.string}
+    return [lines[number] for number in sorted(lines)]
+
+
+def _warnings(*, has_audio: bool, is_hdr: bool) -> tuple[str, ...]:
+    warnings = []
+    if not has_audio:
+        warnings.append("no audio track; segmented as silent")
+    if is_hdr and not can_tone_map():
+        warnings.append("HDR picture, and this ffmpeg has no zscale filter; its colours look washed out to the model")
+    return tuple(warnings)
+
+
+def _duration(described: list[str], log: list[str]) -> float | None:
+    """Seconds, rounded to 0.01 by ffmpeg; a guess from the bit rate does not count."""
+    if any("Estimating duration from bitrate" in line for line in log):
+        return None
+    found = next((m for line in described if (m := re.match(r"Duration: (\d+):(\d+):([\d.]+)", line))), None)
+    if found is None:
+        return None
+    seconds = int(found[1]) * 3600 + int(found[2]) * 60 + float(found[3])
+    return seconds if seconds > 0 else None
+
+
+def _frame_rate(video: str) -> float | None:
+    found = re.search(r", ([\d.]+)(k?) fps", video) or re.search(r", ([\d.]+)(k?) tbr", video)
+    return float(found[1]) * (1000 if found[2] else 1) if found else None
+
+
+def _colours(video: str) -> tuple[str | None, str | None, str | None, str | None]:
+    """Primaries, transfer, matrix and range of ``yuv420p10le(tv, bt2020nc/bt2020/smpte2084, progressive)``."""
+    noted = re.search(r"Video: .*?, \w+\(([^()]*)\)", video)
+    matrix = primaries = transfer = color_range = None
+    for part in (part.strip() for part in noted[1].split(",")) if noted else ():
+        if part in ("tv", "pc"):
+            color_range = part
+        elif part.count("/") == 2:
+            matrix, primaries, transfer = (None if name == "unknown" else name for name in part.split("/"))
+        elif re.match(r"(bt|smpte|gbr|fcc|ycgco|ictcp)", part):
+            matrix = primaries = transfer = part  # ffmpeg writes one name where all three agree
+    return primaries, transfer, matrix, color_range
+
+
+def _positive_fraction(numerator: str, denominator: str) -> Fraction:
+    return Fraction(int(numerator), int(denominator)) if int(numerator) and int(denominator) else Fraction(1)
+
+
+def _failure(path: Path, start: bytes, described: list[str], log: list[str]) -> MediaError:
+    text = "\n".join(log)
+    if _tracks(described, "Video"):
+        return MediaError(path, "no picture can be decoded, the file is damaged or its codec unknown", _look(path))
+    if _tracks(described, "Audio"):
+        return MediaError(path, "has sound but no picture", "Give a video file.")
+    if "Format not on whitelist" in text:
+        return MediaError(path, "is not a kind of video file that can be read", "Convert it to MP4 or MKV.")
+    if "moov atom not found" in text and start[4:8] in (b"ftyp", b"mdat", b"wide", b"free", b"skip"):
+        return MediaError(
+            path, "is incomplete: the index at its end (moov atom) is missing", "Copy or download it again."
+        )
+    if described and described[0].startswith("Input #0"):
+        return MediaError(path, "has no picture", _look(path))
+    return MediaError(path, "is not a video, or is too damaged to be read as one", _look(path))
+
+
+def _look(path: Path) -> str:
+    return f"To see what it holds: ffmpeg -i {printable(path)}"

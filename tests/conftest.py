@@ -1,0 +1,64 @@
+"""What tests of several rooms need: small real videos made by ffmpeg, and a small model that was never trained."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from avsseg.media.ffmpeg import find_ffmpeg
+from avsseg.model.avs_mamba import AvsMamba
+from avsseg.model.config import AvsMambaConfig
+from avsseg.weights import save_model
+
+
+def _make_video(
+    path: Path, *, seconds: float = 3.0, size: str = "80x60", frame_rate: int = 10, sound: bool = True
+) -> Path:
+    """A moving test picture with a 440 Hz tone, or without an audio track."""
+    tone = ["-f", "lavfi", "-i", f"sine=440:duration={seconds}", "-c:a", "aac"] if sound else []
+    picture = ["-f", "lavfi", "-i", f"testsrc2=size={size}:rate={frame_rate}:duration={seconds}"]
+    codec = ["-c:v", "libx264", "-preset", "ultrafast", "-pix_fmt", "yuv420p", "-movflags", "+faststart"]
+    program = str(find_ffmpeg().path)
+    subprocess.run([program, "-v", "error", "-nostdin", *picture, *tone, *codec, str(path)], check=True)
+    return path
+
+
+@pytest.fixture(scope="session")
+def make_video() -> Callable[..., Path]:
+    return _make_video
+
+
+@pytest.fixture(scope="session")
+def clip(make_video: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """3 s, 80x60, 10 frames a second, with sound. Read only."""
+    return make_video(tmp_path_factory.mktemp("media") / "clip.mp4")
+
+
+@pytest.fixture(scope="session")
+def silent_clip(make_video: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """2 s, 80x60, no audio track. Read only."""
+    return make_video(tmp_path_factory.mktemp("media") / "silent.mp4", seconds=2.0, sound=False)
+
+
+@pytest.fixture(scope="session")
+def truncated_clip(make_video: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The first half of the bytes of an 8 s video whose index says 8 s. Read only."""
+    folder = tmp_path_factory.mktemp("media")
+    whole = make_video(folder / "whole.mp4", seconds=8.0).read_bytes()
+    path = folder / "truncated.mp4"
+    path.write_bytes(whole[: len(whole) // 2])
+    return path
+
+
+@pytest.fixture(scope="session")
+def untrained_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint of a narrow AVS-Mamba with random weights, and marked so."""
+    config = AvsMambaConfig(
+        backbone="pvt_v2_b0", audio_encoder="compact", dim=32, state_size=2, head_hidden=8, head_channels=(8, 4)
+    )
+    path = tmp_path_factory.mktemp("weights") / "untrained.safetensors"
+    save_model(path, AvsMamba(config), trained=False)
+    return path

@@ -1,0 +1,194 @@
+from __future__ import annotations
+
+import os
+import shutil
+from fractions import Fraction
+from pathlib import Path
+
+import pytest
+
+from avsseg.errors import MediaError
+from avsseg.media.probe import probe
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "aspect", "duration_s", "frame_rate"),
+    [
+        ("plain", (160, 96), 1, 3.4, 30),
+        ("rotated", (160, 96), 1, 3.33, 30),
+        ("odd_size", (161, 97), 1, 3.33, 30),
+        ("anamorphic", (160, 96), Fraction(64, 45), 3.33, 30),
+        ("transport_stream", (160, 96), 1, 3.33, 30),
+        ("late_picture", (160, 96), 1, 4.83, 30),
+        ("single", (160, 96), 1, 0.03, 30),
+        ("slideshow", (160, 96), 1, 8.0, 0.5),
+        ("no_duration", (160, 96), 1, None, 30),
+        ("ten_bit", (160, 96), 1, 3.33, 30),
+    ],
+)
+def test_a_video_is_described_as_it_is_shown(name, size, aspect, duration_s, frame_rate, each_ffmpeg, barcode_video):
+    info = probe(barcode_video(name).path)
+    assert (info.width, info.height) == size
+    assert info.sample_aspect_ratio == aspect
+    assert info.duration_s == (None if duration_s is None else pytest.approx(duration_s, abs=0.021))
+    assert info.frame_rate == pytest.approx(frame_rate)
+    assert not info.is_hdr
+
+
+def test_every_audio_track_is_counted(each_ffmpeg, encode_barcodes, tmp_path):
+    path = tmp_path / "tracks.mkv"
+    tones = ("-f", "lavfi", "-i", "sine=duration=1", "-f", "lavfi", "-i", "sine=duration=1")
+    tracks = ("-map", "0", "-map", "1", "-map", "2", "-c:a:0", "flac", "-c:a:1", "pcm_s16le")
+    encode_barcodes(path, 30, "-c:v", "ffv1", *tracks, inputs=tones)
+    info = probe(path)
+    assert info.audio_codecs == ("flac", "pcm_s16le")
+    assert info.has_audio
+    assert info.warnings == ()
+
+
+def test_a_missing_audio_track_is_one_warning(barcode_video):
+    info = probe(barcode_video("short").path)
+    assert not info.has_audio
+    assert info.warnings == ("no audio track; segmented as silent",)
+
+
+def test_tracks_that_two_programmes_share_count_once(each_ffmpeg, encode_barcodes, tmp_path):
+    path = tmp_path / "programmes.ts"
+    tones = ("-f", "lavfi", "-i", "sine=duration=1", "-f", "lavfi", "-i", "sine=duration=1")
+    tracks = ("-map", "0", "-map", "1", "-map", "2", "-c:a:0", "aac", "-c:a:1", "mp2")
+    programmes = ("-program", "title=a:st=0:st=1:st=2", "-program", "title=b:st=0:st=1")
+    encode_barcodes(path, 30, "-c:v", "libx264", *tracks, *programmes, inputs=tones)
+    assert probe(path).audio_codecs == ("aac", "mp2")
+
+
+def test_colour_tags_are_read(each_ffmpeg, encode_barcodes, tmp_path, monkeypatch):
+    path = tmp_path / "hlg.mkv"
+    tags = "setparams=color_primaries=bt2020:color_trc=arib-std-b67:colorspace=bt2020nc:range=tv"
+    encode_barcodes(path, 2, "-vf", f"format=yuv420p10le,{tags}", "-c:v", "ffv1")
+    info = probe(path)
+    found = info.color_primaries, info.color_transfer, info.color_space, info.color_range
+    assert found == ("bt2020", "arib-std-b67", "bt2020nc", "tv")
+    assert info.is_hdr
+    assert not any("HDR" in text for text in info.warnings)
+    monkeypatch.setattr("avsseg.media.probe.filters", lambda: frozenset())
+    assert any("HDR" in text for text in probe(path).warnings)
+
+
+NAMES = ["x:y.mp4", "-y.mp4", "it's [1] 100%05d.mp4", "naïve 視.mp4", "file:a.mp4", "a\nb.mp4"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_any_file_name_is_taken_literally(name, barcode_video, tmp_path, monkeypatch):
+    shutil.copy(barcode_video("short").path, tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    assert probe(name).width == 160
+
+
+def error_of(path: Path | str) -> str:
+    with pytest.raises(MediaError) as caught:
+        probe(path)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert message.startswith(f"{path}: ")
+    return message
+
+
+def test_a_missing_file(tmp_path):
+    assert "no such file" in error_of(tmp_path / "nothing.mp4")
+
+
+def test_a_folder(tmp_path):
+    assert "is a folder" in error_of(tmp_path)
+
+
+def test_an_empty_file(tmp_path):
+    (tmp_path / "empty.mp4").touch()
+    assert "zero bytes" in error_of(tmp_path / "empty.mp4")
+
+
+@pytest.mark.skipif(os.name == "nt" or os.geteuid() == 0, reason="root and Windows read it all the same")
+def test_an_unreadable_file(tmp_path):
+    (tmp_path / "secret.mp4").write_bytes(b"x")
+    (tmp_path / "secret.mp4").chmod(0)
+    assert "cannot be read (Permission denied)" in error_of(tmp_path / "secret.mp4")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="named pipes are POSIX")
+def test_a_named_pipe_is_refused_and_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe.mp4")
+    assert "is not a regular file" in error_of(tmp_path / "pipe.mp4")
+
+
+@pytest.mark.parametrize("name", ["words.txt", "words.mp4", "words.mkv"])
+def test_a_file_that_is_no_media(name, each_ffmpeg, tmp_path):
+    (tmp_path / name).write_text("Never gonna give you up.\n" * 100)
+    assert "is not a" in error_of(tmp_path / name)
+
+
+def test_sound_alone(each_ffmpeg, tone_file):
+    assert "has sound but no picture" in error_of(tone_file)
+
+
+def test_cover_art_is_no_video(each_ffmpeg, tone_file, still_image, tmp_path, run):
+    path = tmp_path / "song.mp3"
+    both = ("-i", tone_file, "-i", still_image, "-map", "0", "-map", "1")
+    run(*both, "-c:v", "copy", "-disposition:v", "attached_pic", path)
+    assert "has sound but no picture" in error_of(path)
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "bmp", "tiff"])
+def test_a_still_image_has_no_time_axis(suffix, still_image, tmp_path, run):
+    path = tmp_path / f"still.{suffix}"
+    run("-i", still_image, "-frames:v", "1", path)
+    assert "still" in error_of(path)
+    assert "has no time axis" in error_of(path)
+
+
+def test_an_animated_image_is_a_video(barcode_video, tmp_path, run):
+    run("-i", barcode_video("short").path, tmp_path / "moving.gif")
+    assert probe(tmp_path / "moving.gif").duration_s == pytest.approx(0.4, abs=0.1)
+
+
+def test_a_recording_without_its_index(each_ffmpeg, encode_barcodes, tmp_path):
+    encode_barcodes(tmp_path / "whole.mp4", 60, "-c:v", "libx264")
+    cut = tmp_path / "cut.mp4"
+    data = (tmp_path / "whole.mp4").read_bytes()
+    cut.write_bytes(data[: data.index(b"moov") - 4])
+    assert "moov atom" in error_of(cut)
+
+
+def test_a_picture_that_cannot_be_decoded(each_ffmpeg, barcode_video, tmp_path):
+    data = bytearray(barcode_video("no_duration").path.read_bytes())
+    data[800:] = bytes(len(data) - 800)
+    path = tmp_path / "noise.mkv"
+    path.write_bytes(data)
+    assert "no picture can be decoded" in error_of(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("list.m3u8", "#EXTM3U\n#EXT-X-TARGETDURATION:4\n#EXTINF:3.4,\nplain.mp4\n#EXT-X-ENDLIST\n"),
+        ("list.mp4", "#EXTM3U\n#EXT-X-TARGETDURATION:4\n#EXTINF:3.4,\nplain.mp4\n#EXT-X-ENDLIST\n"),
+        ("list.ffconcat", "ffconcat version 1.0\nfile plain.mp4\n"),
+        ("list.mp4", "ffconcat version 1.0\nfile plain.mp4\n"),
+        ("list.sdp", "v=0\no=- 0 0 IN IP4 127.0.0.1\ns=x\nc=IN IP4 127.0.0.1\nm=video 9 RTP/AVP 96\n"),
+    ],
+)
+def test_a_file_cannot_make_ffmpeg_open_another(name, text, each_ffmpeg, barcode_video, tmp_path):
+    shutil.copy(barcode_video("plain").path, tmp_path / "plain.mp4")
+    (tmp_path / name).write_text(text)
+    assert "Convert it" in error_of(tmp_path / name) or "is not a video" in error_of(tmp_path / name)
+
+
+def test_a_probe_that_stands_still_is_an_error(barcode_video, standing_ffmpeg):
+    path = barcode_video("plain").path
+    standing_ffmpeg()
+    with pytest.raises(MediaError, match=r"no picture could be decoded within 0\.2 s"):
+        probe(path, stall_s=0.2)
+
+
+def test_a_name_that_is_not_utf8_is_read(each_ffmpeg, barcode_video, tmp_path):
+    path = tmp_path / os.fsdecode(b"caf\xe9 \xff.mp4")
+    shutil.copy(barcode_video("plain").path, path)
+    assert probe(path).width == 160
