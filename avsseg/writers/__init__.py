@@ -1,0 +1,1 @@
+"""Results on disk: overlay videos, folders of PNG masks, COCO JSON."""

@@ -1,0 +1,229 @@
+"""What every writer shares: the protocol, the settings it records, and results that appear whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Protocol
+
+from avsseg.errors import OutputError, printable
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+if TYPE_CHECKING:
+    from avsseg.media.probe import VideoInfo
+    from avsseg.pipeline.segment import Mask
+
+FULL = (errno.ENOSPC, errno.EDQUOT)
+PARTIAL_SUFFIX = ".partial"
+MASK_FOLDER_MARK = "masks.json"  # the file by which a folder of masks written earlier is known
+
+
+@dataclass(frozen=True)
+class TrackSettings:
+    """How a mask track was made; every result that can hold text stores it.
+
+    Attributes:
+        model, model_sha256, trained: name and hash of the weights, and whether they were ever trained.
+        categories: one name for each class of the model; a model with several classes starts with its background.
+        rate: masks a second.
+        size: side in pixels of the square the model saw.
+        window, overlap: masks the model saw at once, and those shared by neighbouring windows.
+        start_s, end_s: the segmented part in seconds; None is the end of the video.
+        precision: "fp32", "bf16" or "fp16".
+        threshold: probability above which a pixel sounds; for a model with one class.
+        avsseg_version: version of this package.
+    """
+
+    model: str
+    model_sha256: str
+    trained: bool
+    categories: tuple[str, ...]
+    rate: float
+    size: int
+    window: int
+    overlap: int
+    start_s: float
+    end_s: float | None
+    precision: str
+    threshold: float
+    avsseg_version: str
+
+    def as_json(self) -> dict[str, object]:
+        return asdict(self)
+
+    def foreground(self) -> dict[int, str]:
+        """Label value -> category name, background left out: {1: "sounding"} for a model with one class."""
+        first = 0 if len(self.categories) == 1 else 1
+        return dict(enumerate(self.categories[first:], start=1))
+
+
+class Writer(Protocol):
+    """One result of one video.
+
+    `open`, then `write` for each mask in order, then either `finish`, which makes the result appear under its final
+    name, or `abort`, which leaves nothing; `abort` may be called at any time, also after `finish`, and then does
+    nothing. All raise `OutputError` when the disk refuses. `warnings`, complete after `finish`, says what the user
+    should know about the result.
+    """
+
+    warnings: tuple[str, ...]
+
+    def open(self, info: VideoInfo, settings: TrackSettings) -> None: ...
+
+    def write(self, mask: Mask) -> None: ...
+
+    def finish(self) -> list[Path]: ...
+
+    def abort(self) -> None: ...
+
+
+@contextlib.contextmanager
+def output_errors(target: Path) -> Iterator[None]:
+    """Turns an `OSError` of the body into an `OutputError` that names the target."""
+    try:
+        yield
+    except OSError as error:
+        hint = "Free space there" if error.errno in FULL else "Write to another place"
+        raise OutputError(f"{printable(target)}: cannot be written: {error.strerror or error}. {hint}") from error
+
+
+class PartialOutput:
+    """A file or folder that is built out of sight beside its target and takes its name when complete.
+
+    It is built at `path`, inside a hidden folder ``.NAME.RANDOM.partial`` that no other run shares. That folder holds a
+    lock for as long as its run lives, so a later run on the same target can tell what a killed one left, and removes
+    it. Nothing else is ever removed. Creating it makes the parent folders, and for a folder the folder itself.
+
+    Raises:
+        OutputError: the folder cannot be created, or something that is not such a result stands at the target.
+    """
+
+    def __init__(self, target: Path, *, folder: bool = False) -> None:
+        self.target = target
+        with output_errors(target):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            remove_leftovers(target)
+            obstacle = blocking(target, folder=folder)
+            if obstacle:
+                raise OutputError(obstacle)
+            self._folder = Path(tempfile.mkdtemp(PARTIAL_SUFFIX, f".{target.name}.", target.parent))
+            self._lock = hold_lock(self._folder)
+            self.path = self._folder / "new"
+            if folder:
+                self.path.mkdir()
+
+    def commit(self) -> None:
+        """Moves the complete result to its target, replacing an older one, and makes that last on disk."""
+        with output_errors(self.target):
+            fsync(self.path)
+            try:
+                if self.path.is_dir() and self.target.exists():
+                    os.replace(self.target, self._folder / "old")
+                os.replace(self.path, self.target)
+            except BaseException:
+                put_back(self._folder, self.target)
+                raise
+            fsync(self.target.parent)
+        self.discard()
+
+    def discard(self) -> None:
+        """Removes what was built so far."""
+        with output_errors(self.target):
+            put_back(self._folder, self.target)
+            if os.name == "nt":
+                self._lock.close()  # Windows does not remove open files
+            if self._folder.exists():
+                shutil.rmtree(self._folder)
+            self._lock.close()  # not earlier: without its lock the folder would be a leftover to other runs
+
+
+def hold_lock(folder: Path) -> IO[bytes]:
+    """Opens ``folder/lock``, locked until it is closed or this process ends."""
+    created = folder / "lock.new"
+    lock = created.open("xb")
+    if fcntl is not None:
+        with contextlib.suppress(OSError):  # a file system without locks: its leftovers are then never removed
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            created.rename(folder / "lock")  # under its name only once it is held
+    return lock
+
+
+def remove_leftovers(target: Path) -> None:
+    """Removes what killed runs left beside `target`; an older result that one of them had moved away comes back."""
+    pattern = re.compile(re.escape(f".{target.name}.") + r"[a-z0-9_]{8}" + re.escape(PARTIAL_SUFFIX))
+    for folder in [path for path in target.parent.iterdir() if pattern.fullmatch(path.name)]:
+        with contextlib.suppress(FileNotFoundError):  # its run, or another that cleans up, was faster
+            if fcntl is None or folder.is_symlink() or not os.path.isfile(folder / "lock"):
+                continue
+            if not {path.name for path in folder.iterdir()} <= {"lock", "new", "old"}:
+                continue
+            with (folder / "lock").open("rb") as lock:
+                try:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except OSError:
+                    continue  # its run is alive
+                put_back(folder, target)
+                shutil.rmtree(folder)
+
+
+def put_back(folder: Path, target: Path) -> None:
+    """Undoes the first half of a replacement whose second half did not happen."""
+    if os.path.lexists(folder / "old") and not os.path.lexists(target):
+        os.replace(folder / "old", target)
+
+
+def blocking(target: Path, *, folder: bool) -> str:
+    """Why a result, a file or a folder of masks, must not replace what stands at `target`; "" when it may."""
+    if folder and os.path.isdir(target):
+        with output_errors(target):
+            if not any(target.iterdir()) or is_mask_folder(target):
+                return ""
+        return f"{printable(target)}: holds files that avsseg did not write; choose a folder that does not exist yet"
+    if os.path.exists(target) and os.path.isdir(target) != folder:
+        kind = "a folder" if os.path.isdir(target) else "a file"
+        return f"{printable(target)}: {kind} of this name is in the way; choose another --out"
+    return ""
+
+
+def is_mask_folder(path: Path) -> bool:
+    """Whether a folder is one that `MaskFolderWriter` made, and holds nothing that its listing does not name."""
+    listing = path / MASK_FOLDER_MARK
+    if not os.path.isfile(listing):
+        return False
+    try:
+        document = json.loads(listing.read_bytes())
+    except ValueError:
+        return False
+    if not isinstance(document, dict) or not isinstance(document.get("settings"), dict):
+        return False
+    masks = document.get("masks")
+    if not isinstance(masks, list):
+        return False
+    pictures = {str(mask["file_name"]) for mask in masks if isinstance(mask, dict) and "file_name" in mask}
+    return all(
+        entry.name == MASK_FOLDER_MARK or (entry.name in pictures and re.fullmatch(r"\d{5,}\.png", entry.name))
+        for entry in path.iterdir()
+    )
+
+
+def fsync(path: Path) -> None:
+    """Waits until a file, or the names in a folder, are on the disk."""
+    if os.name == "nt" and path.is_dir():
+        return  # Windows cannot open folders
+    descriptor = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

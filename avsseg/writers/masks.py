@@ -1,0 +1,107 @@
+"""A folder of PNG masks, one for each mask of the track, and `masks.json` that says when and how each was made.
+
+One class: 8-bit grey, 0 or 255, as video editors and most scripts want. Several classes: 8-bit indexed, the pixel value
+is the class and the palette is that of PASCAL VOC and DAVIS.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from PIL import Image
+
+from avsseg.writers.base import MASK_FOLDER_MARK, PartialOutput, TrackSettings, fsync, output_errors
+from avsseg.writers.labels import label_map
+
+if TYPE_CHECKING:
+    from avsseg.media.probe import VideoInfo
+    from avsseg.pipeline.segment import Mask
+
+
+def mask_file_name(index: int) -> str:
+    return f"{index:05d}.png"
+
+
+def frame_index(timestamp_s: float, index: int, info: VideoInfo) -> int:
+    """The source frame on screen then, by the average rate; the mask's own index when that rate is unknown."""
+    if not info.frame_rate:
+        return index
+    shown = math.floor(timestamp_s * info.frame_rate + 1e-6)  # a frame's own timestamp may round to just below it
+    if info.duration_s is None:
+        return shown
+    return min(shown, max(0, math.ceil(info.duration_s * info.frame_rate - 1e-6) - 1))
+
+
+def voc_palette() -> list[int]:
+    """256 RGB triples in which colour c spreads the bits of c over the high bits of red, green and blue."""
+    palette = np.zeros((256, 3), np.uint8)
+    for bit in range(8):
+        channel, shift = bit % 3, 7 - bit // 3
+        palette[:, channel] |= (((np.arange(256) >> bit) & 1) << shift).astype(np.uint8)
+    return [int(value) for value in palette.ravel()]
+
+
+class MaskFolderWriter:
+    """Writes ``TARGET/00000.png``, ... at display resolution and ``TARGET/masks.json``."""
+
+    def __init__(self, target: Path) -> None:
+        self.target = target
+        self.warnings: tuple[str, ...] = ()
+        self._output: PartialOutput | None = None
+        self._entries: list[dict[str, object]] = []
+
+    def open(self, info: VideoInfo, settings: TrackSettings) -> None:
+        self._info, self._settings = info, settings
+        self._output = PartialOutput(self.target, folder=True)
+
+    def write(self, mask: Mask) -> None:
+        assert self._output is not None
+        labels = label_map(mask.probability, self._info.width, self._info.height, self._settings.threshold)
+        if len(mask.probability) == 1:
+            image = Image.fromarray(labels * np.uint8(255))
+        else:
+            image = Image.fromarray(labels).convert("P")
+            image.putpalette(voc_palette())
+        name = mask_file_name(mask.index)
+        with output_errors(self.target):
+            # level 1 takes half the time of the default and gives files a quarter larger
+            image.save(self._output.path / name, compress_level=1)
+            fsync(self._output.path / name)
+        self._entries.append(
+            {
+                "file_name": name,
+                "index": mask.index,
+                "timestamp": mask.timestamp_s,
+                "frame_index": frame_index(mask.timestamp_s, mask.index, self._info),
+            }
+        )
+
+    def finish(self) -> list[Path]:
+        assert self._output is not None
+        document = {
+            "video": self._info.path.name,
+            "width": self._info.width,
+            "height": self._info.height,
+            "pixel_values": {
+                name: 255 if len(self._settings.categories) == 1 else label
+                for label, name in self._settings.foreground().items()
+            },
+            "settings": self._settings.as_json(),
+            "masks": self._entries,
+        }
+        listing = self._output.path / MASK_FOLDER_MARK
+        with output_errors(self.target):
+            listing.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+            fsync(listing)
+        self._output.commit()
+        self._output = None
+        return [self.target]
+
+    def abort(self) -> None:
+        if self._output is not None:
+            self._output.discard()
+            self._output = None
