@@ -1,0 +1,1 @@
+"""Datasets: AVSBench folders and rendered scenes."""

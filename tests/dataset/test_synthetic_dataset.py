@@ -1,0 +1,117 @@
+"""Datasets on disk: AVSBench's layouts, videos that play, and reading them back."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from avsseg.cli.data import app
+from avsseg.data.avsbench import AvsBenchClips, list_clips, read_wav
+from avsseg.data.synthetic_dataset import SynthSettings, two_in_turn, write_clip, write_dataset
+from avsseg.errors import DataError, UsageError
+from avsseg.media.probe import probe
+
+TINY = {"train": 2, "val": 1, "test": 1, "size": 64, "height": 64, "frame_rate": 10}
+
+
+@pytest.fixture(scope="module")
+def ms3(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("ms3")
+    assert len(list(write_dataset(folder, SynthSettings(subset="ms3", **TINY)))) == 4
+    return folder
+
+
+@pytest.fixture(scope="module")
+def s4(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("s4")
+    assert len(list(write_dataset(folder, SynthSettings(subset="s4", **TINY)))) == 4
+    return folder
+
+
+def test_ms3_reads_back(ms3: Path) -> None:
+    clips = AvsBenchClips(ms3, "ms3", "train", size=32)
+    assert len(clips) == 2
+    example = clips[0]
+    assert example.frames.shape == (5, 32, 32, 3)
+    assert example.log_mel.shape == (5, 1, 96, 64)
+    assert example.masks.shape == (5, 32, 32)
+    assert example.annotated.all()
+    assert list_clips(ms3, "ms3", "train")[0].frames[0].name.endswith(".mp4_1.png")
+
+
+def test_s4_training_clips_have_the_first_mask_only(s4: Path) -> None:
+    train, val = AvsBenchClips(s4, "s4", "train", size=32), AvsBenchClips(s4, "s4", "val", size=32)
+    assert train[0].annotated.tolist() == [True, False, False, False, False]
+    assert val[0].annotated.all()
+    assert {clip.category for clip in train.clips} <= {
+        "star", "wheel", "fish", "ladder", "crescent", "cross", "gourd", "zigzag",
+    }  # fmt: skip
+
+
+def test_mask_encodings(ms3: Path, s4: Path) -> None:
+    with Image.open(list_clips(ms3, "ms3", "val")[0].masks[0]) as several:
+        assert several.mode == "P"
+        assert set(np.unique(np.asarray(several))) <= {0, 255}
+    with Image.open(list_clips(s4, "s4", "val")[0].masks[0]) as single:
+        assert single.mode == "1"
+
+
+def test_videos_and_sounds_are_real(ms3: Path) -> None:
+    info = probe(ms3 / "Multi-sources/ms3_data/raw_videos/train_00000000.mp4")
+    assert info.has_audio
+    assert info.height == 64
+    assert info.duration_s == pytest.approx(5, abs=0.15)
+    assert len(read_wav(list_clips(ms3, "ms3", "train")[0].wav)) == 80_000
+
+
+def test_same_settings_same_files(ms3: Path, tmp_path: Path) -> None:
+    list(write_dataset(tmp_path, SynthSettings(subset="ms3", **TINY), jobs=2))
+    written = sorted(p.relative_to(ms3) for p in ms3.rglob("*.*") if p.suffix in (".png", ".wav", ".csv"))
+    assert written == sorted(p.relative_to(tmp_path) for p in tmp_path.rglob("*.*") if p.suffix != ".mp4")
+    for name in written:
+        assert (tmp_path / name).read_bytes() == (ms3 / name).read_bytes()
+
+
+def test_a_dataset_is_never_written_twice(ms3: Path) -> None:
+    with pytest.raises(UsageError, match=r"ms3_meta_data\.csv exists"):
+        list(write_dataset(ms3, SynthSettings(subset="ms3", **TINY)))
+
+
+def test_missing_and_damaged_files_are_named(s4: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"ms3_meta_data\.csv: missing"):
+        list_clips(tmp_path, "ms3", "train")
+    damaged = tmp_path / "x.wav"
+    damaged.write_bytes(b"no sound")
+    with pytest.raises(DataError, match=r"x\.wav: not a wav"):
+        read_wav(damaged)
+    clip = list_clips(s4, "s4", "test")[0]
+    kept = clip.masks[2].read_bytes()
+    clip.masks[2].unlink()
+    with pytest.raises(DataError, match=r"_3\.png: missing"):
+        list_clips(s4, "s4", "test")
+    clip.masks[2].write_bytes(kept)
+
+
+def test_synth_command(tmp_path: Path) -> None:
+    arguments = ["synth", str(tmp_path / "set"), "--clips", "1", "--val-clips", "0", "--test-clips", "0"]
+    result = CliRunner().invoke(app, [*arguments, "--size", "32", "--seconds", "2"])
+    assert result.exit_code == 0, result.output
+    assert result.stdout.strip() == str(tmp_path / "set")
+    assert len(list((tmp_path / "set").rglob("*.png"))) == 4
+
+
+def test_clip_of_two_objects_in_turn(tmp_path: Path) -> None:
+    path = tmp_path / "turns.mp4"
+    write_clip(path, 0, seconds=2, height=64, width=96, frame_rate=10)
+    info = probe(path)
+    assert (info.width, info.height, info.has_audio) == (96, 64, True)
+    assert [p.name for p in tmp_path.iterdir()] == ["turns.mp4"]
+    _, events = two_in_turn(0, split="example", seconds=2)
+    _, swapped = two_in_turn(0, split="example", seconds=2, swapped=True)
+    assert [e.object_index for e in events] == [0, 1]
+    assert [e.object_index for e in swapped] == [1, 0]
+    assert events[0].stop == events[1].start == 16_000
