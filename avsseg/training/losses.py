@@ -1,0 +1,60 @@
+"""Losses of the object setting (S4, MS3): dice per frame and binary cross-entropy, over annotated frames only."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+DICE_OFFSET = 0.001
+
+
+def dice_loss(logits: Tensor, target: Tensor, annotated: Tensor | None = None) -> Tensor:
+    """1 - 2 sum(p g) / (sum(p^2) + 0.001 + sum(g^2) + 0.001) a frame, p = sigmoid(logits), averaged over frames.
+
+    logits and target (B, T, H, W), target 0..1; annotated (B, T) bool, None for all. The squares in the denominator are
+    the authors'. A frame without truth costs 1 and has no gradient: `bce_loss` is what keeps it empty.
+    Gives 0 if no frame is annotated.
+    """
+    probability = logits.sigmoid().flatten(2)
+    truth = target.to(probability).flatten(2)
+    overlap = (probability * truth).sum(-1)
+    size = probability.square().sum(-1) + truth.square().sum(-1) + 2 * DICE_OFFSET
+    return _mean_over_frames(1 - 2 * overlap / size, annotated)
+
+
+def bce_loss(logits: Tensor, target: Tensor, annotated: Tensor | None = None) -> Tensor:
+    """Binary cross-entropy, averaged over pixels and then over annotated frames; shapes as in `dice_loss`."""
+    each = F.binary_cross_entropy_with_logits(logits, target.to(logits), reduction="none")
+    return _mean_over_frames(each.flatten(2).mean(-1), annotated)
+
+
+def mask_loss(
+    layer_logits: Sequence[Tensor],
+    target: Tensor,
+    annotated: Tensor | None = None,
+    *,
+    dice_weight: float = 1.0,
+    bce_weight: float = 1.0,
+    layer_weight: float = 1.0,
+) -> Tensor:
+    """Dice plus BCE of the prediction and, times `layer_weight`, of every earlier decoder layer (deep supervision).
+
+    layer_logits: (B, T, 1, H, W) a layer, the prediction last; target (B, T, H, W).
+    """
+    total = torch.zeros((), device=target.device)
+    for index, logits in enumerate(layer_logits):
+        mask = logits.squeeze(2)
+        loss = dice_weight * dice_loss(mask, target, annotated) + bce_weight * bce_loss(mask, target, annotated)
+        total = total + loss * (1.0 if index == len(layer_logits) - 1 else layer_weight)
+    return total
+
+
+def _mean_over_frames(each: Tensor, annotated: Tensor | None) -> Tensor:
+    """each (B, T) -> the mean over annotated frames, 0 if there are none."""
+    if annotated is None:
+        return each.mean()
+    weight = annotated.to(each)
+    return (each * weight).sum() / weight.sum().clamp(min=1)
