@@ -1,0 +1,167 @@
+"""Reads and writes checkpoints: safetensors with the model's configuration in the metadata."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from avsseg.errors import AvssegError, OutputError, WeightsError
+from avsseg.model.avs_mamba import AvsMamba
+from avsseg.model.config import PRESETS, AvsMambaConfig
+from avsseg.weights.registry import DEFAULT_MODEL, shipped_weights
+
+METADATA_KEY = "avsseg"
+BINARY_CATEGORIES = ("sounding",)
+UNTRAINED_SEED = 0
+# log-decays, skips and step biases enter exponentials or run over thousands of steps: 16 bits are not enough
+_KEEP_FLOAT32 = ("A_logs", "Ds", "dt_projs_bias", "running_mean", "running_var")
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model ready to run, and what is known of its weights.
+
+    `categories` names the classes of the output channels: one for a binary model, else background first.
+    `sha256` is the digest of the weights file, or "" for an untrained model.
+    """
+
+    model: AvsMamba
+    name: str
+    sha256: str
+    categories: tuple[str, ...]
+    trained: bool
+
+    @property
+    def config(self) -> AvsMambaConfig:
+        return self.model.config
+
+    @property
+    def input_size(self) -> int:
+        """Side in pixels of the square that frames are squashed to unless told otherwise."""
+        return self.config.input_size
+
+
+def load_model(
+    name_or_path: str | Path = DEFAULT_MODEL, *, allow_untrained: bool = False, device: str | torch.device = "cpu"
+) -> LoadedModel:
+    """The model of that name or file, in eval mode and float32 on `device`.
+
+    A name is one of the presets and needs weights inside the package; anything that is a file, or ends in
+    .safetensors, is read as a checkpoint. Without trained weights the model is refused unless `allow_untrained`, which
+    gives it random ones from a fixed seed. Raises WeightsError.
+    """
+    name = str(name_or_path)
+    path = Path(name_or_path)
+    expected: str | None = None
+    if path.suffix != ".safetensors" and not path.exists():
+        if name not in PRESETS:
+            raise WeightsError(f"{name}: neither a model nor a file. Models: {', '.join(PRESETS)}")
+        shipped = shipped_weights()
+        if name not in shipped:
+            return _untrained(name, allow_untrained, device)
+        path, expected = shipped[name].path, shipped[name].sha256
+    elif path.is_file():
+        name = path.stem
+    return _read(path, name, expected, allow_untrained, device)
+
+
+def save_model(
+    path: Path,
+    model: AvsMamba,
+    *,
+    categories: Sequence[str] = BINARY_CATEGORIES,
+    training: Mapping[str, Any] | None = None,
+    trained: bool = True,
+    half: bool = False,
+) -> str:
+    """Writes a model to a .safetensors file, finished or not at all, and returns the file's sha256.
+
+    `training` is free-form provenance (data, seeds, steps, scores). A model that is not `trained` is refused when it is
+    loaded, unless asked for. `half` stores float16, save for what needs float32.
+    Raises OutputError.
+    """
+    tensors = {
+        name: (
+            tensor.half()
+            if half and tensor.is_floating_point() and name.split(".")[-1] not in _KEEP_FLOAT32
+            else tensor
+        )
+        .detach()
+        .cpu()
+        .contiguous()
+        for name, tensor in model.state_dict().items()
+    }
+    description = {
+        "config": model.config.to_dict(),
+        "categories": list(categories),
+        "trained": trained,
+        "training": dict(training or {}),
+    }
+    payload = save(tensors, metadata={METADATA_KEY: json.dumps(description)})
+    partial = path.with_name(path.name + ".partial")
+    try:
+        with partial.open("wb") as file:
+            file.write(payload)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise OutputError(
+            f"{path}: the weights cannot be written ({error.strerror}). Free space or choose a path"
+        ) from error
+    return hashlib.sha256(payload).hexdigest()
+
+
+def _untrained(name: str, allowed: bool, device: str | torch.device) -> LoadedModel:
+    if not allowed:
+        with_weights = ", ".join(shipped_weights()) or "none"
+        raise WeightsError(
+            f"{name}: no trained weights come with this installation (it has: {with_weights}). Give a checkpoint with "
+            "--model FILE.safetensors, or --allow-untrained to see noise"
+        )
+    # the seed must not disturb the caller's random state
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(UNTRAINED_SEED)
+        model = AvsMamba(PRESETS[name])
+    return LoadedModel(model.to(device).eval(), name, "", BINARY_CATEGORIES, trained=False)
+
+
+def _read(path: Path, name: str, expected: str | None, allowed: bool, device: str | torch.device) -> LoadedModel:
+    if path.suffix != ".safetensors":
+        raise WeightsError(f"{path}: not a .safetensors checkpoint of avsseg")
+    try:
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors: dict[str, Tensor] = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    except FileNotFoundError as error:
+        raise WeightsError(f"{path}: no such file. Models that have a name: {', '.join(PRESETS)}") from error
+    except (OSError, SafetensorError) as error:
+        raise WeightsError(f"{path}: cannot be read as safetensors ({error}). Download or export it again") from error
+    if expected is not None and digest != expected:
+        raise WeightsError(f"{path}: sha256 is {digest[:12]}…, the manifest says {expected[:12]}…. Reinstall avsseg")
+    if METADATA_KEY not in metadata:
+        raise WeightsError(f"{path}: holds no avsseg model description. It is not a checkpoint written by avsseg")
+    try:
+        description = json.loads(metadata[METADATA_KEY])
+        config = AvsMambaConfig.from_dict(description["config"])
+        categories, trained = tuple(description["categories"]), bool(description["trained"])
+        model = AvsMamba(config)
+        model.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in tensors.items()})
+    except (ValueError, KeyError, TypeError, RuntimeError, AvssegError) as error:
+        reason = str(error).splitlines()[0] if str(error) else repr(error)
+        raise WeightsError(f"{path}: its model description does not fit its weights ({reason})") from error
+    if not trained and not allowed:
+        raise WeightsError(f"{path}: holds an untrained model. Give trained weights, or --allow-untrained to see noise")
+    return LoadedModel(model.to(device).eval(), name, digest, categories, trained)

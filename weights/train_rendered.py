@@ -1,0 +1,268 @@
+"""Makes the interim default weights, avs-mamba-tiny, from rendered scenes alone; nothing is downloaded.
+
+    python weights/train_rendered.py visual --folder runs/rendered --minutes 20
+    python weights/train_rendered.py audio  --folder runs/rendered --minutes 6
+    torchrun --nproc-per-node 2 weights/train_rendered.py joint --folder runs/rendered --minutes 80 --threads 1
+    python weights/train_rendered.py export --folder runs/rendered
+
+`visual` teaches the backbone to tell the classes of single pictures, `audio` teaches the audio encoder to tell the
+timbres of single seconds, `joint` starts from both and trains the whole model on clips. Every stage goes on from its
+last checkpoint when started again, and every stage may run under torchrun. Seeds are of the train and val splits only.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import json
+import logging
+import math
+from pathlib import Path
+
+import torch
+import torch.distributed
+import torch.nn.functional as F
+from rendered_clips import ClipSettings, batches, clip, picture, sound
+from torch import Tensor, nn
+
+from avsseg.data.synthetic_shapes import CLASSES
+from avsseg.model.avs_mamba import AvsMamba, normalise
+from avsseg.model.config import preset
+from avsseg.model.vggish import EMBEDDING_DIM
+from avsseg.training.checkpoints import load_checkpoint
+from avsseg.training.losses import mask_loss
+from avsseg.training.trainer import Trainer, TrainerSettings
+from avsseg.weights.store import save_model
+
+MODEL = "avs-mamba-tiny"
+BACKBONE_CHANNELS = (32, 64, 160, 256)
+# objects cover little of a picture
+FOREGROUND_WEIGHT = 2.5
+SIZE = 128
+# up to which progress, which clips, how many a step and process: short clips first, for more scenes in the same time
+PHASES = (
+    (0.55, ClipSettings(size=SIZE, seconds=3, easy_fraction=0.7), 2),
+    (1.0, ClipSettings(size=SIZE, seconds=5, easy_fraction=0.3), 1),
+)
+FIRST_SEED = {"visual": 10_000_000, "audio": 20_000_000, "joint": 30_000_000}
+VALIDATION_SEEDS = range(24)
+ENCODER_BATCH = 16
+RANK_SEEDS = 1_000_000
+RATE_SCALES = {"model.visual_backbone.": 0.7, "model.audio_encoder.": 0.3}
+
+Batch = dict[str, Tensor]
+
+
+def class_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Cross-entropy of logits (N, 1 + classes, h, w) against labels (N, h, w)."""
+    weight = torch.full((1 + len(CLASSES),), FOREGROUND_WEIGHT)
+    weight[0] = 1
+    return F.cross_entropy(logits, labels.long(), weight=weight)
+
+
+class VisualObjective(nn.Module):
+    """Class map of one picture from the backbone's four scales."""
+
+    def __init__(self, backbone: nn.Module) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.lateral = nn.ModuleList(nn.Conv2d(c, 64, 1) for c in BACKBONE_CHANNELS)
+        self.head = nn.Sequential(
+            nn.GroupNorm(8, 64),
+            nn.GELU(),
+            nn.Conv2d(64, 64, 3, padding=1),
+            nn.GELU(),
+            nn.Conv2d(64, 1 + len(CLASSES), 1),
+        )
+
+    def forward(self, batch: Batch) -> tuple[Tensor, dict[str, float]]:
+        labels = batch["labels"]
+        features = self.backbone(normalise(batch["frames"]))
+        scales = [lateral(feature) for lateral, feature in zip(self.lateral, features, strict=True)]
+        merged = sum(F.interpolate(s, size=scales[0].shape[-2:], mode="bilinear") for s in scales)
+        logits = F.interpolate(self.head(merged), size=labels.shape[-2:], mode="bilinear")
+        predicted, foreground = logits.argmax(1), labels > 0
+        union = (foreground | (predicted > 0)).sum()
+        right = ((predicted == labels) & foreground).sum()
+        return class_loss(logits, labels), {"class_iou": float(right / union.clamp(min=1))}
+
+
+class AudioObjective(nn.Module):
+    """Timbre families of one second from the audio encoder's embedding."""
+
+    def __init__(self, encoder: nn.Module) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.head = nn.Linear(EMBEDDING_DIM, len(CLASSES))
+
+    def forward(self, batch: Batch) -> tuple[Tensor, dict[str, float]]:
+        families = batch["families"].flatten(0, 1)
+        logits = self.head(self.encoder(batch["log_mel"].flatten(0, 1)))
+        exact = ((logits > 0) == (families > 0)).all(-1).float().mean()
+        return F.binary_cross_entropy_with_logits(logits, families), {"exact": float(exact)}
+
+
+class JointObjective(nn.Module):
+    """The masks of clips, with two light auxiliary tasks that keep the classes in both modalities' features."""
+
+    CLASS_WEIGHT = 0.4
+    AUDIO_WEIGHT = 0.2
+    BCE_WEIGHT = 3.0
+
+    def __init__(self, model: AvsMamba) -> None:
+        super().__init__()
+        self.model = model
+        self.class_head = nn.Conv2d(model.config.dim, 1 + len(CLASSES), 1)
+        self.audio_head = nn.Linear(EMBEDDING_DIM, len(CLASSES))
+
+    def forward(self, batch: Batch) -> tuple[Tensor, dict[str, float]]:
+        model, variants = self.model, batch["log_mel"].shape[1]
+        frames, log_mel = batch["frames"], batch["log_mel"].flatten(0, 1)
+        masks = batch["masks"].flatten(0, 1)
+        P, T = frames.shape[:2]
+        # the variants of a clip differ in sound alone: the backbone runs once for all of them
+        features = [
+            f.unflatten(0, (P, T)).repeat_interleave(variants, 0)
+            for f in model.visual_backbone(normalise(frames.flatten(0, 1)))
+        ]
+        embedding = model.audio_encoder(log_mel.flatten(0, 1)).unflatten(0, log_mel.shape[:2])
+        stages = model.fuse(features, embedding)
+        mask_feature = stages.mask_feature.flatten(0, 1)
+        layer_logits = [model.head(query, mask_feature) for query in stages.queries]
+        loss = mask_loss(layer_logits, masks, bce_weight=self.BCE_WEIGHT, layer_weight=0.5)
+        labels = batch["labels"][..., 2::4, 2::4].repeat_interleave(variants, 0).flatten(0, 1)
+        seen = class_loss(self.class_head(mask_feature), labels)
+        heard = F.binary_cross_entropy_with_logits(self.audio_head(embedding), batch["families"].flatten(0, 1))
+        iou, silent_area = frame_scores(layer_logits[-1], masks)
+        logged = {
+            "M_J": float(iou.nanmean()),
+            "silent_area": float(silent_area.nanmean()),
+            "seen": float(seen.detach()),
+            "heard": float(heard.detach()),
+        }
+        return loss + self.CLASS_WEIGHT * seen + self.AUDIO_WEIGHT * heard, logged
+
+
+@torch.no_grad()
+def frame_scores(logits: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
+    """IoU of the frames with truth and predicted area fraction of the frames without; NaN where the other applies.
+
+    logits (B, T, 1, H, W), masks (B, T, H, W) bool -> two (B * T,).
+    """
+    predicted, truth = (logits.squeeze(2) > 0).flatten(0, 1).flatten(1), masks.flatten(0, 1).flatten(1)
+    sounding = truth.any(1)
+    iou = (predicted & truth).sum(1) / (predicted | truth).sum(1).clamp(min=1)
+    nothing = torch.full_like(iou, math.nan)
+    return torch.where(sounding, iou, nothing), torch.where(sounding, nothing, predicted.float().mean(1))
+
+
+@torch.no_grad()
+def validate(objective: nn.Module) -> dict[str, float]:
+    """Strict M_J (frames with truth) and area on silent frames, over fixed clips of the val split."""
+    assert isinstance(objective, JointObjective)
+    settings = ClipSettings(size=SIZE, variants=1, easy_fraction=0.0)
+    ious, areas = [], []
+    for seed in VALIDATION_SEEDS:
+        example = clip(seed, "val", settings)
+        logits = objective.model(normalise(example["frames"])[None], example["log_mel"])
+        iou, area = frame_scores(logits, example["masks"])
+        ious.append(iou)
+        areas.append(area)
+    m_j, silent_area = float(torch.cat(ious).nanmean()), float(torch.cat(areas).nanmean())
+    return {"M_J": m_j, "silent_area": silent_area, "score": m_j - 2 * silent_area}
+
+
+def rank() -> int:
+    """This process's number under torchrun, else 0."""
+    return torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
+
+
+def pretrained(run: Path, stage: str, prefix: str) -> dict[str, Tensor]:
+    """The averaged weights of one part of an earlier stage."""
+    average: dict[str, Tensor] = load_checkpoint(run / stage / "last.pt")["average"]
+    return {name.removeprefix(prefix): tensor for name, tensor in average.items() if name.startswith(prefix)}
+
+
+def train(stage: str, options: argparse.Namespace) -> None:
+    """Runs or continues one stage."""
+    torch.manual_seed(options.seed)
+    model = AvsMamba(preset(MODEL, input_size=SIZE))
+    settings = TrainerSettings(learning_rate=options.learning_rate, minutes=options.minutes)
+    if stage == "joint":
+        model.visual_backbone.load_state_dict(pretrained(options.folder, "visual", "backbone."))
+        model.audio_encoder.load_state_dict(pretrained(options.folder, "audio", "encoder."))
+        joint = Trainer(JointObjective(model), options.folder / stage, settings, learning_rate_scales=RATE_SCALES)
+        train_joint(joint, options)
+        return
+    objective = VisualObjective(model.visual_backbone) if stage == "visual" else AudioObjective(model.audio_encoder)
+    trainer = Trainer(objective, options.folder / stage, settings)
+    trainer.restore()
+    render = (
+        functools.partial(picture, split="train", size=SIZE)
+        if stage == "visual"
+        else functools.partial(sound, split="train")
+    )
+    first_seed = FIRST_SEED[stage] + RANK_SEEDS * rank() + trainer.step * ENCODER_BATCH
+    trainer.train(batches(render, first_seed, ENCODER_BATCH, options.workers))
+
+
+def train_joint(trainer: Trainer, options: argparse.Namespace) -> None:
+    """The phases of the joint stage that are still to do."""
+    trainer.restore()
+    for until, clips, pictures in PHASES:
+        if trainer.progress < until:
+            render = functools.partial(clip, split="train", settings=clips)
+            # no step takes more than 4 pictures, so no seed comes twice
+            first_seed = FIRST_SEED["joint"] + RANK_SEEDS * rank() + trainer.step * 4
+            trainer.train(batches(render, first_seed, pictures, options.workers), validate, until=until)
+
+
+def export(options: argparse.Namespace) -> None:
+    """Writes the best joint checkpoint's averaged model and the manifest entry."""
+    state = load_checkpoint(options.folder / "joint" / options.checkpoint)
+    model = AvsMamba(preset(MODEL, input_size=SIZE))
+    model.load_state_dict({k.removeprefix("model."): v for k, v in state["average"].items() if k.startswith("model.")})
+    target = options.out / f"{MODEL}.safetensors"
+    provenance = {
+        "data": "rendered scenes of avsseg.data.synthetic, split train",
+        "recipe": "weights/train_rendered.py",
+        "joint_steps": state["step"],
+        "minutes": round(state["elapsed_s"] / 60, 1),
+        "classes": [c.name for c in CLASSES],
+    }
+    digest = save_model(target, model.eval(), training=provenance, half=True)
+    manifest = {
+        MODEL: {
+            "file": target.name,
+            "sha256": digest,
+            "description": "PVT-v2-b0, C = 64, trained on rendered scenes only",
+            "licence": "Apache-2.0",
+        }
+    }
+    (options.out / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("stage", choices=["visual", "audio", "joint", "export"])
+    parser.add_argument("--folder", type=Path, default=Path("runs/rendered"))
+    parser.add_argument("--minutes", type=float, default=60)
+    parser.add_argument("--learning-rate", type=float, default=8e-4)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--checkpoint", default="best.pt", help="what `export` reads: best.pt or last.pt")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent)
+    options = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    torch.set_num_threads(options.threads)
+    if torch.distributed.is_torchelastic_launched():
+        torch.distributed.init_process_group("gloo")
+    if options.stage == "export":
+        export(options)
+    else:
+        train(options.stage, options)
+
+
+if __name__ == "__main__":
+    main()
