@@ -1,0 +1,117 @@
+"""The `avsseg` program: one module for each command, and `main`, which turns errors into lines and exit codes."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+import traceback
+from types import FrameType
+from typing import Annotated, NoReturn
+
+import typer
+
+import avsseg
+from avsseg.cli import data, info, run
+from avsseg.errors import AvssegError
+
+# as a shell reports a program that a signal ended: 128 + the signal
+INTERRUPTED = 130
+BROKEN_PIPE = 141
+
+app = typer.Typer(
+    name="avsseg",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command("run", epilog=run.EXAMPLES)(run.run)
+app.command("info")(info.info)
+app.add_typer(data.app, name="data")
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"avsseg {avsseg.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _common(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Log every step and show tracebacks.")] = False,
+) -> None:
+    """Find the pixels of a video that make the sound, and mark them.
+
+    Exit codes: 0 all done; 1 some inputs failed; 2 the command line is wrong;
+
+    3 this machine lacks something (ffmpeg, weights, a device); 129 hung up; 130 interrupted;
+
+    143 terminated.
+    """
+
+
+def main() -> NoReturn:
+    """Runs the program and exits; the one place where errors become text."""
+    _install_signal_handlers()
+    try:
+        _run()
+    except SystemExit as stop:
+        try:
+            sys.stdout.flush()
+        except OSError as error:
+            # what is still in the buffer has nowhere to go, and the interpreter would complain about it once more
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            if stop.code == 0 and isinstance(error, BrokenPipeError):
+                sys.exit(BROKEN_PIPE)
+            if stop.code == 0:
+                print(f"avsseg: error: standard output cannot be written: {error.strerror}", file=sys.stderr)
+                sys.exit(AvssegError.exit_code)
+        raise
+
+
+def _run() -> NoReturn:
+    debug = "--debug" in sys.argv[1:]
+    if debug:
+        logging.basicConfig(stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s")
+        logging.getLogger("avsseg").setLevel(logging.DEBUG)
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            # file names are bytes: those that are not UTF-8 go out as they came in
+            stream.reconfigure(errors="surrogateescape" if stream is sys.stdout else "backslashreplace")
+    try:
+        app()
+    except AvssegError as error:
+        if debug:
+            traceback.print_exc()
+        print(f"avsseg: error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except Exception as error:
+        if debug:
+            traceback.print_exc()
+        print(f"avsseg: unexpected {type(error).__name__}: {error}. --debug shows where", file=sys.stderr)
+        sys.exit(AvssegError.exit_code)
+    sys.exit(0)
+
+
+def _install_signal_handlers() -> None:
+    """The first SIGTERM, SIGHUP or Ctrl-C unwinds, so that nothing half-made stays; a second one ends at once."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        signal.signal(signal.SIGINT, lambda *_: os._exit(INTERRUPTED))
+        raise KeyboardInterrupt
+
+    def terminate(number: int, frame: FrameType | None) -> None:
+        signal.signal(number, lambda *_: os._exit(128 + number))
+        raise SystemExit(128 + number)
+
+    # a shell starts background jobs with SIGINT ignored, nohup does so with SIGHUP, and that is to stay so
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+        signal.signal(signal.SIGINT, interrupt)
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, terminate)
+    signal.signal(signal.SIGTERM, terminate)

@@ -1,0 +1,113 @@
+"""`avsseg info`: what this installation is made of and what it lacks."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import platform
+from typing import Annotated
+
+import typer
+
+import avsseg
+from avsseg.errors import AvssegError, printable
+
+PACKAGES = (
+    "torch",
+    "numpy",
+    "pillow",
+    "pycocotools",
+    "safetensors",
+    "ffmpeg-python",
+    "imageio-ffmpeg",
+    "typer",
+    "rich",
+)
+
+
+def info(
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object instead of lines.")] = False,
+) -> None:
+    """Show versions, ffmpeg, device, scan back end and weights, and what is missing for each."""
+    facts = {
+        "avsseg": avsseg.__version__,
+        "python": f"{platform.python_version()} on {platform.platform()}",
+        "packages": ", ".join(f"{name} {_version(name)}" for name in PACKAGES),
+        "ffmpeg": _ffmpeg(),
+        "device": _device(),
+        "cuda": _cuda(),
+        "scan back end": _scan(),
+        **_weights(),
+    }
+    if as_json:
+        typer.echo(json.dumps(facts))
+        return
+    width = max(map(len, facts)) + 2
+    for name, text in facts.items():
+        typer.echo(f"{name:<{width}}{text}")
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "missing"
+
+
+def _ffmpeg() -> str:
+    from avsseg.media.ffmpeg import find_ffmpeg
+
+    try:
+        found = find_ffmpeg()
+    except AvssegError as error:
+        return f"missing: {error}"
+    version = ".".join(map(str, found.version)) if any(found.version) else "of a development branch"
+    return f"{version} at {printable(found.path)} (from {found.source})"
+
+
+def _device() -> str:
+    import torch
+
+    from avsseg.pipeline.segment import resolve_device
+
+    device = resolve_device("auto")
+    if device.type == "cuda":
+        return f"cuda, {torch.cuda.get_device_name(device)}"
+    if device.type == "mps":
+        return "mps"
+    return f"cpu, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}"
+
+
+def _cuda() -> str:
+    import torch
+
+    from avsseg.pipeline.segment import cuda_fault
+
+    fault = cuda_fault()
+    if not fault:
+        return f"{torch.version.cuda}, {torch.cuda.device_count()} device(s)"
+    return f"not usable: {fault}"
+
+
+def _scan() -> str:
+    from avsseg.ops.selective_scan import available_backends
+
+    reasons = available_backends()
+    usable = [name for name, reason in reasons.items() if not reason]
+    others = [f"{name} cannot be used: {reason}" for name, reason in reasons.items() if reason]
+    return "; ".join([f"{usable[0]} on the CPU (usable: {', '.join(usable)})", *others])
+
+
+def _weights() -> dict[str, str]:
+    from avsseg.weights.registry import DEFAULT_MODEL, shipped_weights
+
+    try:
+        shipped = shipped_weights()
+    except AvssegError as error:
+        return {"weights": f"unusable: {error}"}
+    facts = {
+        f"weights {name}": f"{printable(weights.path)} sha256 {weights.sha256}" for name, weights in shipped.items()
+    }
+    if DEFAULT_MODEL not in shipped:
+        facts[f"weights {DEFAULT_MODEL}"] = "missing: run needs --model FILE or --allow-untrained"
+    return facts

@@ -1,0 +1,103 @@
+"""Progress of a batch on stderr: a bar with the time left on a terminal, plain lines otherwise."""
+
+from __future__ import annotations
+
+import logging
+import time
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+from avsseg.errors import printable
+from avsseg.pipeline.batch import InputResult
+from avsseg.pipeline.plan import Job
+
+LINE_INTERVAL_S = 5.0
+
+
+class BatchProgress:
+    """Tells a person how a batch advances; a context manager.
+
+    A terminal gets a bar for the current video, anything else a line every few seconds; either gets a line for each
+    finished input, its warnings and its error. `quiet` leaves only the errors.
+    """
+
+    def __init__(self, inputs: int, *, quiet: bool) -> None:
+        self._inputs = inputs
+        self._quiet = quiet
+        self._console = Console(stderr=True, soft_wrap=True, highlight=False, markup=False, emoji=False)
+        self._bar: Progress | None = None
+        if self._console.is_terminal and not quiet:
+            self._bar = Progress(
+                TextColumn("{task.description}", markup=False),
+                BarColumn(),
+                TextColumn("{task.fields[seconds]}", markup=False),
+                TimeRemainingColumn(),
+                console=self._console,
+                transient=True,
+            )
+        self._task: TaskID | None = None
+        self._label = ""
+        self._last_line = 0.0
+        self._handler = _NoteHandler(self)
+
+    def __enter__(self) -> BatchProgress:
+        logging.getLogger("avsseg").addHandler(self._handler)
+        if self._bar is not None:
+            self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        logging.getLogger("avsseg").removeHandler(self._handler)
+        if self._bar is not None:
+            self._bar.stop()
+        if kind is not None and issubclass(kind, (KeyboardInterrupt, SystemExit)):
+            self.note("avsseg: interrupted; finished results are kept, the same command makes the rest")
+
+    def started(self, position: int, job: Job) -> None:
+        number = f"[{position}/{self._inputs}] " if self._inputs > 1 else ""
+        self._label = number + printable(job.input.name)
+        self._last_line = time.monotonic()
+        if self._bar is not None:
+            if self._task is not None:
+                self._bar.remove_task(self._task)
+            self._task = self._bar.add_task(self._label, total=None, seconds="")
+
+    def advanced(self, done: int, total: int | None, rate: float) -> None:
+        seconds = f"{done / rate:.0f}/{total / rate:.0f} s" if total is not None else f"{done / rate:.0f} s"
+        if self._bar is not None and self._task is not None:
+            self._bar.update(self._task, completed=done, total=total, seconds=seconds)
+        elif time.monotonic() - self._last_line >= LINE_INTERVAL_S:
+            self._last_line = time.monotonic()
+            self.note(f"{self._label} {seconds}")
+
+    def finished(self, result: InputResult) -> None:
+        if result.status == "failed":
+            self._console.print(f"avsseg: error: {result.error}")
+            return
+        places = ", ".join(printable(path) for path in result.outputs)
+        if result.status == "skipped":
+            self.note(f"{self._label}: {places} exists already; --overwrite makes it again")
+            return
+        for warning in result.warnings:
+            self.note(f"avsseg: warning: {printable(result.input)}: {warning}")
+        self.note(f"{self._label}: {result.masks} masks in {result.seconds:.1f} s -> {places}")
+
+    def note(self, text: str) -> None:
+        """A line on stderr unless quiet."""
+        if not self._quiet:
+            self._console.print(text)
+
+
+class _NoteHandler(logging.Handler):
+    """Shows the warnings that library code logs as notes, above the bar."""
+
+    def __init__(self, progress: BatchProgress) -> None:
+        super().__init__(logging.WARNING)
+        self._progress = progress
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._progress.note(f"avsseg: warning: {record.getMessage()}")

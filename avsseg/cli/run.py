@@ -1,0 +1,293 @@
+"""`avsseg run`: the main job."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from avsseg.errors import OutputError, UsageError, printable
+from avsseg.pipeline.options import FORMATS, Interpolation, ModelOptions, OutputOptions, Precision, SegmentOptions
+from avsseg.pipeline.plan import Job, choose_formats, find_inputs, is_finished, plan_outputs
+
+EXAMPLES = """[bold]Examples[/bold]
+
+avsseg run clip.mp4 --out overlay.mp4  [dim]the video with the sounding pixels tinted[/dim]
+
+avsseg run clip.mp4 --out masks/  [dim]a folder of PNG masks, one a second, and masks.json[/dim]
+
+avsseg run clip.mp4 --out masks.json --rate 4  [dim]COCO JSON, four masks a second[/dim]
+
+avsseg run clip.mp4 --out result --format overlay,masks,coco  [dim]all three in one folder[/dim]
+
+avsseg run -r videos --out results --format coco  [dim]every video under videos/, mirrored under results/[/dim]
+
+find . -name '*.mp4' -print0 | avsseg run -0 - --out results --json  [dim]a list on stdin, JSON lines on stdout[/dim]
+"""
+
+_OUTPUT = "Output"
+_SEGMENTATION = "Segmentation"
+_MACHINE = "Model and machine"
+_REPORT = "Reporting"
+
+
+def run(
+    inputs: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="INPUT",
+            help="Videos: files, folders, patterns such as 'videos/*.mp4', or - for a list of paths on stdin.",
+            show_default=False,
+        ),
+    ],
+    out: Annotated[
+        Path,
+        typer.Option(
+            "--out",
+            "-o",
+            metavar="PATH",
+            help="Where the result goes. One input: a name that ends in .mp4, .mkv, .mov or .webm is an overlay video, "
+            ".json is COCO JSON, any other a folder of PNG masks (0 and 255; a palette for models of several classes). "
+            "Several inputs: a folder that mirrors theirs.",
+            show_default=False,
+            rich_help_panel=_OUTPUT,
+        ),
+    ],
+    formats: Annotated[
+        str | None,
+        typer.Option(
+            "--format",
+            metavar="LIST",
+            help=f"One or more of {', '.join(FORMATS)}, with commas between. Default: what the suffix of --out says, "
+            "otherwise masks.",
+            show_default=False,
+            rich_help_panel=_OUTPUT,
+        ),
+    ] = None,
+    threshold: Annotated[
+        float,
+        typer.Option(
+            min=0.0,
+            max=1.0,
+            help="Probability above which a pixel sounds, between 0 and 1. With several classes the likeliest counts.",
+            rich_help_panel=_OUTPUT,
+        ),
+    ] = OutputOptions.threshold,
+    interpolate: Annotated[
+        Interpolation,
+        typer.Option(help="Between two masks an overlay holds the nearer one or mixes both.", rich_help_panel=_OUTPUT),
+    ] = OutputOptions.interpolate,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Make results again that exist already.", rich_help_panel=_OUTPUT)
+    ] = OutputOptions.overwrite,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print what would be made and stop.", rich_help_panel=_OUTPUT)
+    ] = False,
+    recursive: Annotated[bool, typer.Option("--recursive", "-r", help="Search the subfolders of folders too.")] = False,
+    null: Annotated[
+        bool, typer.Option("--null", "-0", help="The paths on stdin end in NUL, as find -print0 writes them.")
+    ] = False,
+    rate: Annotated[float, typer.Option(help="Masks a second.", rich_help_panel=_SEGMENTATION)] = SegmentOptions.rate,
+    size: Annotated[
+        int | None,
+        typer.Option(
+            metavar="PIXELS",
+            help="Side of the square that the model sees. Default: the size it was trained at.",
+            show_default=False,
+            rich_help_panel=_SEGMENTATION,
+        ),
+    ] = SegmentOptions.size,
+    window: Annotated[
+        int, typer.Option(metavar="MASKS", help="Masks the model sees at once.", rich_help_panel=_SEGMENTATION)
+    ] = SegmentOptions.window,
+    overlap: Annotated[
+        int,
+        typer.Option(
+            metavar="MASKS",
+            help="Masks that neighbouring windows share and cross-fade; 0 is faster and may flicker at the seams.",
+            rich_help_panel=_SEGMENTATION,
+        ),
+    ] = SegmentOptions.overlap,
+    start: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TIME",
+            help="Begin here: seconds or HH:MM:SS. Default: 0.",
+            show_default=False,
+            rich_help_panel=_SEGMENTATION,
+        ),
+    ] = None,
+    end: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TIME",
+            help="Stop here: seconds or HH:MM:SS. Default: the end of the video.",
+            show_default=False,
+            rich_help_panel=_SEGMENTATION,
+        ),
+    ] = None,
+    strict: Annotated[
+        bool,
+        typer.Option(
+            "--strict",
+            help="A damaged video is an error. Default: the masks of what can be read, and a warning.",
+            rich_help_panel=_SEGMENTATION,
+        ),
+    ] = OutputOptions.strict,
+    model: Annotated[
+        str, typer.Option(metavar="NAME|FILE", help="A model's name or a weights file.", rich_help_panel=_MACHINE)
+    ] = ModelOptions.model,
+    allow_untrained: Annotated[
+        bool,
+        typer.Option(
+            "--allow-untrained",
+            help="Run a model that was never trained; its masks are noise.",
+            rich_help_panel=_MACHINE,
+        ),
+    ] = ModelOptions.allow_untrained,
+    device: Annotated[
+        str, typer.Option(metavar="auto|cpu|cuda[:N]|mps", help="Where the model runs.", rich_help_panel=_MACHINE)
+    ] = ModelOptions.device,
+    precision: Annotated[
+        Precision,
+        typer.Option(help="Number format of the model; auto is fp32 on a CPU, bf16 on CUDA.", rich_help_panel=_MACHINE),
+    ] = SegmentOptions.precision,
+    threads: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="N",
+            help="CPU threads of the model. Default: one for each core.",
+            show_default=False,
+            rich_help_panel=_MACHINE,
+        ),
+    ] = ModelOptions.threads,
+    scan_backend: Annotated[
+        Literal["auto", "cpp", "torch"],
+        typer.Option(help="Implementation of the selective scan; avsseg info lists them.", rich_help_panel=_MACHINE),
+    ] = "auto",
+    json_lines: Annotated[
+        bool, typer.Option("--json", help="One JSON object for each input on stdout.", rich_help_panel=_REPORT)
+    ] = False,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", "-q", help="Only errors on stderr.", rich_help_panel=_REPORT)
+    ] = False,
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Log every step and show tracebacks.", rich_help_panel=_REPORT)
+    ] = False,
+) -> None:
+    """Mark the sounding pixels of videos: as tinted overlays, PNG masks or COCO JSON.
+
+    Results appear whole or not at all; those that exist are kept unless --overwrite.
+
+    The path of each finished result goes to stdout, all else to stderr.
+    """
+    segment_options = SegmentOptions(
+        rate=rate,
+        size=size,
+        window=window,
+        overlap=overlap,
+        start_s=parse_time(start) if start is not None else SegmentOptions.start_s,
+        end_s=parse_time(end) if end is not None else SegmentOptions.end_s,
+        precision=precision,
+    )
+    output_options = OutputOptions(threshold=threshold, interpolate=interpolate, overwrite=overwrite, strict=strict)
+    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", device):
+        raise UsageError(f"--device {device}: choose auto, cpu, cuda, cuda:N or mps")
+    model_options = ModelOptions(model, allow_untrained, device, threads, scan_backend)
+
+    if null and "-" not in inputs:
+        raise UsageError("-0 is about the list on stdin; name - as an input, or drop it")
+    listed = read_list(null=null) if "-" in inputs else iter(())
+    found = find_inputs(inputs, recursive=recursive, listed=listed, exclude=out)
+    jobs = plan_outputs(found, out, choose_formats(formats, out, several=found.several))
+    if dry_run:
+        raise typer.Exit(print_plan(jobs, overwrite=overwrite, as_json=json_lines))
+
+    from avsseg.cli.progress import BatchProgress
+    from avsseg.pipeline.batch import exit_code, run_batch
+
+    results = []
+    with BatchProgress(len(jobs), quiet=quiet) as progress:
+        for result in run_batch(
+            jobs,
+            segment_options=segment_options,
+            model_options=model_options,
+            output_options=output_options,
+            reporter=progress,
+        ):
+            results.append(result)
+            if json_lines:
+                print_line(json.dumps(result.as_json()))
+            else:
+                for path in result.outputs:
+                    print_line(str(path))
+        if found.several:
+            statuses = Counter(result.status for result in results)
+            progress.note(f"{statuses['done']} done, {statuses['skipped']} skipped, {statuses['failed']} failed")
+    raise typer.Exit(exit_code(results))
+
+
+def parse_time(text: str) -> float:
+    """Seconds from "90", "90.5", "1:30" or "0:01:30.5".
+
+    Raises:
+        UsageError: the text is none of these.
+    """
+    if not re.fullmatch(r"(\d+:){0,2}\d+(\.\d*)?", text):
+        raise UsageError(f"{text!r} is not a time; write seconds, such as 90.5, or HH:MM:SS, such as 0:01:30.5")
+    seconds = 0.0
+    for part in text.split(":"):
+        seconds = seconds * 60 + float(part)
+    return seconds
+
+
+def read_list(*, null: bool) -> Iterator[str]:
+    """The paths on stdin, one a line or each ended by NUL."""
+    content = sys.stdin.buffer.read()
+    if not null and b"\0" in content:
+        raise UsageError("the list on stdin holds NUL bytes; add -0")
+    for item in content.split(b"\0" if null else b"\n"):
+        name = item if null else item.rstrip(b"\r")
+        if name:
+            yield os.fsdecode(name)
+
+
+def print_line(line: str) -> None:
+    """A line on stdout, at once; a reader that has gone is left to `main`."""
+    try:
+        print(line, flush=True)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise OutputError(f"standard output cannot be written: {error.strerror}") from error
+
+
+def print_plan(jobs: list[Job], *, overwrite: bool, as_json: bool) -> int:
+    """Prints what each job would make; returns the exit code, 1 if an input is missing."""
+    code = 0
+    for job in jobs:
+        if not os.path.exists(job.input):
+            code = 1
+            error = f"{printable(job.input)}: no such file"
+            if as_json:
+                print_line(json.dumps({"input": str(job.input), "status": "failed", "outputs": [], "error": error}))
+            else:
+                print(f"avsseg: error: {error}", file=sys.stderr)
+            continue
+        wanted = [str(path) for name, path in job.outputs.items() if overwrite or not is_finished(name, path)]
+        if as_json:
+            status = "planned" if wanted else "skipped"
+            print_line(json.dumps({"input": str(job.input), "status": status, "outputs": wanted}))
+        elif wanted:
+            print_line(f"{printable(job.input)} -> {', '.join(printable(path) for path in wanted)}")
+        else:
+            print_line(f"{printable(job.input)}: nothing to do")
+    return code

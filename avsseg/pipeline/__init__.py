@@ -1,0 +1,1 @@
+"""From video files to results: one video (`segment`), then many (`plan`, `batch`)."""

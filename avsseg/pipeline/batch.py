@@ -1,0 +1,239 @@
+"""Many videos: each is segmented on its own, and one that fails does not stop the others."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, Protocol
+
+from avsseg.errors import AvssegError, EnvironmentFault, MediaError, OutputError, printable
+from avsseg.media.probe import probe
+from avsseg.pipeline.options import Format, ModelOptions, OutputOptions, SegmentOptions
+from avsseg.pipeline.plan import Job, is_finished
+
+if TYPE_CHECKING:
+    from avsseg.pipeline.segment import MaskTrack
+    from avsseg.weights import LoadedModel
+    from avsseg.writers.base import TrackSettings, Writer
+
+logger = logging.getLogger(__name__)
+
+Status = Literal["done", "skipped", "failed"]
+
+
+@dataclass(frozen=True)
+class InputResult:
+    """What became of one input.
+
+    Attributes:
+        outputs: the finished results, also of an input that failed after them; of a skipped one those already there.
+        duration_s: the declared duration of the video, if known.
+        masks: how many masks were made.
+        seconds: wall time spent.
+        warnings: what the user should know about the results.
+        error: why it failed; "" otherwise.
+    """
+
+    input: Path
+    status: Status
+    outputs: tuple[Path, ...] = ()
+    duration_s: float | None = None
+    masks: int = 0
+    seconds: float = 0.0
+    warnings: tuple[str, ...] = ()
+    error: str = ""
+
+    def as_json(self) -> dict[str, object]:
+        return {
+            "input": str(self.input),
+            "status": self.status,
+            "outputs": [str(path) for path in self.outputs],
+            "duration": self.duration_s,
+            "masks": self.masks,
+            "seconds": round(self.seconds, 3),
+            "warnings": list(self.warnings),
+            "error": self.error or None,
+        }
+
+
+class Reporter(Protocol):
+    """Who is told how a batch advances."""
+
+    def started(self, position: int, job: Job) -> None: ...
+
+    def advanced(self, done: int, total: int | None, rate: float) -> None:
+        """`done` of `total` masks of the current input are finished."""
+
+    def finished(self, result: InputResult) -> None: ...
+
+
+class ModelSlot:
+    """The model of a batch, loaded when the first readable input needs it, so that bad inputs are reported at once."""
+
+    def __init__(self, options: ModelOptions) -> None:
+        self._options = options
+        self._loaded: LoadedModel | None = None
+
+    def load(self) -> LoadedModel:
+        """Raises WeightsError, EnvironmentFault or UsageError."""
+        if self._loaded is None:
+            from avsseg.pipeline.segment import load_for
+
+            self._loaded = load_for(self._options)
+        return self._loaded
+
+
+def run_batch(
+    jobs: Sequence[Job],
+    *,
+    segment_options: SegmentOptions,
+    model_options: ModelOptions,
+    output_options: OutputOptions,
+    reporter: Reporter,
+) -> Iterator[InputResult]:
+    """Segments the jobs in order and yields what became of each.
+
+    Raises:
+        EnvironmentFault, UsageError: the machine or the settings fail every input alike; the batch ends.
+    """
+    slot = ModelSlot(model_options)
+    for position, job in enumerate(jobs, start=1):
+        reporter.started(position, job)
+        started = time.monotonic()
+        try:
+            result = run_job(job, slot, segment_options, output_options, reporter, started)
+        except EnvironmentFault:
+            raise
+        except AvssegError as error:
+            if error.exit_code != AvssegError.exit_code:
+                raise
+            logger.debug("%s failed", job.input, exc_info=True)
+            result = _failed(job, started, str(error))
+        except Exception as error:
+            # a defect of ours that one file brings out must not cost the user the other files
+            logger.debug("%s failed", job.input, exc_info=True)
+            reason = f"{printable(job.input)}: unexpected {type(error).__name__}: {error}. --debug shows where"
+            result = _failed(job, started, reason)
+        reporter.finished(result)
+        yield result
+
+
+def run_job(
+    job: Job,
+    slot: ModelSlot,
+    segment_options: SegmentOptions,
+    output_options: OutputOptions,
+    reporter: Reporter,
+    started: float,
+) -> InputResult:
+    """Makes the results of one video that are missing, or all of them with `overwrite`.
+
+    Raises:
+        MediaError: the video cannot be read, or is damaged and `strict` is set.
+        OutputError: a result cannot be written.
+        EnvironmentFault: no ffmpeg, weights or device.
+    """
+    wanted = [name for name, path in job.outputs.items() if output_options.overwrite or not is_finished(name, path)]
+    if not wanted:
+        return InputResult(job.input, "skipped", tuple(job.outputs.values()))
+    if os.path.isdir(job.input) and not os.access(job.input, os.R_OK | os.X_OK):
+        raise MediaError(job.input, "this folder cannot be read", "Check its permissions.")
+    info = probe(job.input)
+    loaded = slot.load()
+    from avsseg.pipeline.segment import segment
+
+    masks = 0
+    with (
+        segment(info, model=loaded, options=segment_options) as track,
+        opened_writers(job, wanted, output_options) as writers,
+    ):
+        settings = track_settings(track, segment_options, output_options)
+        for writer in writers:
+            writer.open(info, settings)
+        for mask in track:
+            for writer in writers:
+                writer.write(mask)
+            masks += 1
+            reporter.advanced(masks, track.total, segment_options.rate)
+        if masks == 0:
+            raise MediaError(job.input, "no frame could be decoded in the part asked for", "Check --start and --end.")
+        if track.damage and output_options.strict:
+            raise MediaError(
+                job.input, "; ".join(track.damage), "Without --strict the masks of what could be read are written."
+            )
+        finished: list[Path] = []
+        error = ""
+        try:
+            for writer in writers:
+                finished += writer.finish()
+        except (MediaError, OutputError) as fault:
+            error = str(fault)  # what was finished before stays, and is reported
+    return InputResult(
+        job.input,
+        "failed" if error else "done",
+        tuple(finished if error else job.outputs.values()),
+        info.duration_s,
+        masks,
+        time.monotonic() - started,
+        (*track.warnings, *(warning for writer in writers for warning in writer.warnings)),
+        error,
+    )
+
+
+@contextlib.contextmanager
+def opened_writers(job: Job, wanted: Sequence[Format], options: OutputOptions) -> Iterator[list[Writer]]:
+    """The writers of a job; whatever they have not finished when the body ends is removed."""
+    with contextlib.ExitStack() as stack:
+        writers = [new_writer(name, job.outputs[name], options) for name in wanted]
+        for writer in writers:
+            stack.callback(writer.abort)
+        yield writers
+
+
+def new_writer(name: Format, target: Path, options: OutputOptions) -> Writer:
+    if name == "overlay":
+        from avsseg.writers.overlay import OverlayWriter
+
+        return OverlayWriter(target, interpolate=options.interpolate)
+    if name == "masks":
+        from avsseg.writers.masks import MaskFolderWriter
+
+        return MaskFolderWriter(target)
+    from avsseg.writers.coco import CocoWriter
+
+    return CocoWriter(target)
+
+
+def track_settings(track: MaskTrack, options: SegmentOptions, output_options: OutputOptions) -> TrackSettings:
+    from avsseg import __version__
+    from avsseg.writers.base import TrackSettings
+
+    return TrackSettings(
+        model=track.model_name,
+        model_sha256=track.model_sha256,
+        trained=track.trained,
+        categories=track.categories,
+        rate=options.rate,
+        size=track.size,
+        window=options.window,
+        overlap=options.overlap,
+        start_s=options.start_s,
+        end_s=options.end_s,
+        precision=track.precision,
+        threshold=output_options.threshold,
+        avsseg_version=__version__,
+    )
+
+
+def exit_code(results: Sequence[InputResult]) -> int:
+    """0 when everything is done, 1 when an input failed."""
+    return int(any(result.status == "failed" for result in results))
+
+
+def _failed(job: Job, started: float, error: str) -> InputResult:
+    return InputResult(job.input, "failed", seconds=time.monotonic() - started, error=error)

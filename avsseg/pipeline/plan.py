@@ -1,0 +1,240 @@
+"""Which videos a command line names, and where each result goes: everything that is decided before any work."""
+
+from __future__ import annotations
+
+import glob
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePath
+
+from avsseg.errors import UsageError, printable
+from avsseg.pipeline.options import FORMATS, Format
+from avsseg.writers.base import blocking, is_mask_folder
+
+OVERLAY_SUFFIXES = (".mp4", ".mkv", ".mov", ".webm")
+COCO_SUFFIX = ".json"
+# what a folder is searched for; a file that is named itself may have any suffix
+VIDEO_SUFFIXES = frozenset(
+    f".{name}"
+    for name in (
+        *("3g2", "3gp", "asf", "avi", "f4v", "flv", "gif", "m2ts", "m2v", "m4v", "mkv", "mov", "mp4", "mpeg", "mpg"),
+        *("mts", "mxf", "ogv", "ts", "vob", "webm", "wmv"),
+    )
+)
+
+
+@dataclass(frozen=True)
+class FoundInput:
+    """An input and the path, relative to the output folder, that mirrors it."""
+
+    path: Path
+    mirrored: PurePath
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """All inputs of a command line; `several` holds when a folder, pattern or list was named or more than one file."""
+
+    found: tuple[FoundInput, ...]
+    several: bool
+
+
+@dataclass(frozen=True)
+class Job:
+    """One video and the results wanted from it."""
+
+    input: Path
+    outputs: Mapping[Format, Path]
+
+
+def find_inputs(
+    arguments: Sequence[str], *, recursive: bool = False, listed: Iterable[str] = (), exclude: Path | None = None
+) -> Inputs:
+    """The videos that the arguments name, in order, each once.
+
+    Args:
+        arguments: files, folders, patterns (expanded here when no such file exists), "-" for `listed`.
+        recursive: search the subfolders of folders too.
+        listed: paths that stand for "-".
+        exclude: a folder that is not searched: the output folder, which may lie inside an input folder.
+
+    A file that does not exist and a folder that has no videos or cannot be read are kept: they fail by themselves. A
+    mirrored path is relative to the folder or to the fixed part of the pattern; a listed relative path is mirrored as
+    it is; of other files the name remains.
+
+    Raises:
+        UsageError: nothing was found.
+    """
+    found: dict[Path, FoundInput] = {}
+    empty: list[Path] = []
+    several = len(arguments) > 1
+
+    def add(path: Path, mirrored: PurePath) -> None:
+        found.setdefault(_real(path), FoundInput(path, mirrored))
+
+    def add_folder(folder: Path, mirrored: PurePath) -> None:
+        videos, unreadable = _videos_in(folder, recursive=recursive, exclude=exclude)
+        for path in (*videos, *unreadable):
+            add(path, mirrored / path.relative_to(folder) if path != folder else PurePath(folder.name))
+        if not videos and not unreadable:
+            empty.append(folder)
+
+    for argument in arguments:
+        if argument == "-":
+            several = True
+            for line in listed:
+                path = Path(line)
+                parts = [part for part in path.parts if part != os.curdir]
+                relative = not path.is_absolute() and os.pardir not in parts
+                add(path, PurePath(*parts) if relative else PurePath(path.name))
+        elif os.path.isdir(argument):
+            several = True
+            add_folder(Path(argument), PurePath())
+        elif not os.path.lexists(argument) and glob.has_magic(argument):
+            several = True
+            base = _fixed_part(argument)
+            for match in sorted(glob.glob(argument, recursive=True)):
+                path = Path(match)
+                if os.path.isdir(path):
+                    add_folder(path, path.relative_to(base))
+                else:
+                    add(path, path.relative_to(base))
+        else:
+            add(Path(argument), PurePath(Path(argument).name))
+    if not found and set(arguments) == {"-"}:
+        raise UsageError("the list on stdin is empty")
+    if not found:
+        named = ", ".join(printable(argument) for argument in arguments) or "nothing"
+        hint = "" if recursive else "; -r searches subfolders too"
+        raise UsageError(f"no videos found in {named}{hint}")
+    for folder in empty:
+        add(folder, PurePath(folder.name))
+    return Inputs(tuple(found.values()), several)
+
+
+def choose_formats(requested: str | None, out: Path, *, several: bool) -> tuple[Format, ...]:
+    """The formats to write: those requested ("overlay,coco"), otherwise what the suffix of `out` says.
+
+    Raises:
+        UsageError: an unknown format, or a suffix that contradicts the request or several inputs.
+    """
+    by_suffix = format_of_suffix(out)
+    if requested is None:
+        if not several and by_suffix is None and out.suffix.lower() in VIDEO_SUFFIXES:
+            raise UsageError(f"--out {printable(out)}: overlays are written as {', '.join(OVERLAY_SUFFIXES)}")
+        formats: tuple[Format, ...] = ((None if several else by_suffix) or "masks",)
+    else:
+        names = [name.strip() for name in requested.split(",") if name.strip()]
+        unknown = [name for name in names if name not in FORMATS]
+        if unknown or not names:
+            raise UsageError(f"--format {requested}: unknown format; choose from {', '.join(FORMATS)}")
+        formats = tuple(name for name in FORMATS if name in names)
+    if by_suffix is not None and (several or formats != (by_suffix,)) and not os.path.isdir(out):
+        reason = "several inputs need" if several else f"--format {','.join(formats)} needs"
+        raise UsageError(f"--out {printable(out)}: {reason} a folder, not a name that ends in {out.suffix}")
+    return formats
+
+
+def format_of_suffix(path: Path) -> Format | None:
+    suffix = path.suffix.lower()
+    return "overlay" if suffix in OVERLAY_SUFFIXES else "coco" if suffix == COCO_SUFFIX else None
+
+
+def plan_outputs(inputs: Inputs, out: Path, formats: Sequence[Format]) -> list[Job]:
+    """One job for each input.
+
+    One input: `out` is the result itself when its suffix says so, or a folder of masks; with several formats, or one
+    that `out` has no suffix for, it is a folder of results named after the input. Several inputs: `out` is a folder
+    that mirrors theirs.
+
+    Raises:
+        UsageError: two results share a path, a result would replace an input, or something foreign is in the way.
+    """
+    formats = tuple(formats)
+    if not inputs.several and formats == (format_of_suffix(out) or "masks",):
+        if not out.name:
+            raise UsageError(f"--out {printable(out)}: name the file or the folder to make")
+        jobs = [Job(inputs.found[0].path, {formats[0]: out})]
+    else:
+        jobs = [Job(found.path, _results_in(out, found.mirrored, formats)) for found in inputs.found]
+        if os.path.exists(out) and not os.path.isdir(out):
+            raise UsageError(f"--out {printable(out)}: is a file; several results need a folder")
+    _refuse_collisions(jobs)
+    return jobs
+
+
+def is_finished(output_format: Format, path: Path) -> bool:
+    """Whether the result exists; results appear whole, so existing means complete."""
+    return is_mask_folder(path) if output_format == "masks" else os.path.isfile(path)
+
+
+def _results_in(out: Path, mirrored: PurePath, formats: Sequence[Format]) -> dict[Format, Path]:
+    names: dict[Format, str] = {
+        "overlay": mirrored.stem + OVERLAY_SUFFIXES[0],
+        "masks": mirrored.stem,
+        "coco": mirrored.stem + COCO_SUFFIX,
+    }
+    return {name: out / mirrored.parent / names[name] for name in formats}
+
+
+def _refuse_collisions(jobs: Sequence[Job]) -> None:
+    inputs = {_real(job.input): job.input for job in jobs}
+    owners: dict[Path, Path] = {}
+    mask_folders: set[Path] = set()
+    for job in jobs:
+        for output_format, path in job.outputs.items():
+            resolved = _real(path)
+            if resolved in inputs:
+                raise UsageError(f"{printable(path)}: is an input and would be replaced; choose another --out")
+            if resolved in owners:
+                together = owners[resolved].parent == job.input.parent
+                other_way = (
+                    "run each with an --out of its own" if together else "give the folder that holds both and -r"
+                )
+                raise UsageError(
+                    f"{printable(owners[resolved])} and {printable(job.input)} would both write {printable(path)}; "
+                    f"rename one, or {other_way}"
+                )
+            owners[resolved] = job.input
+            if output_format == "masks":
+                mask_folders.add(resolved)
+            obstacle = blocking(path, folder=output_format == "masks")
+            if obstacle:
+                raise UsageError(obstacle)
+    for path in (*owners, *inputs):
+        folder = next((parent for parent in path.parents if parent in mask_folders), None)
+        if folder is not None:
+            raise UsageError(
+                f"{printable(path)}: lies inside the folder of masks {printable(folder)}; choose another --out"
+            )
+
+
+def _videos_in(folder: Path, *, recursive: bool, exclude: Path | None) -> tuple[list[Path], list[Path]]:
+    """The videos in a folder, and the folders that cannot be read."""
+    excluded = _real(exclude) if exclude is not None else None
+    videos: list[Path] = []
+    unreadable: list[Path] = []
+    for root, folders, files in os.walk(folder, onerror=lambda error: unreadable.append(Path(error.filename))):
+        here = Path(root)
+        folders[:] = sorted(
+            name for name in folders if recursive and not name.startswith(".") and _real(here / name) != excluded
+        )
+        videos += [
+            here / name
+            for name in sorted(files)
+            if not name.startswith(".") and os.path.splitext(name)[1].lower() in VIDEO_SUFFIXES
+        ]
+    return videos, unreadable
+
+
+def _real(path: Path) -> Path:
+    """The path without links; one that leads into a loop of links is kept, where `Path.resolve` would raise."""
+    return Path(os.path.realpath(path))
+
+
+def _fixed_part(pattern: str) -> Path:
+    """The folders of a pattern before its first wildcard."""
+    parts = Path(pattern).parts
+    fixed = next(index for index, part in enumerate(parts) if glob.has_magic(part))
+    return Path(*parts[:fixed])

@@ -1,0 +1,232 @@
+"""One video: windows of frames and sound -> model -> masks, streaming."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Generator, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from avsseg.errors import EnvironmentFault, UsageError
+from avsseg.media.probe import VideoInfo, probe
+from avsseg.media.windows import clip_windows
+from avsseg.model.avs_mamba import normalise
+from avsseg.ops.selective_scan import set_default_backend
+from avsseg.pipeline.options import ModelOptions, Precision, SegmentOptions
+from avsseg.weights import load_model
+from avsseg.weights.registry import DEFAULT_MODEL
+
+if TYPE_CHECKING:
+    from avsseg.media.windows import ClipWindow
+    from avsseg.weights import LoadedModel
+
+AUTOCAST_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Mask:
+    """One mask of a track.
+
+    Attributes:
+        index: k, from 0.
+        timestamp_s: the instant it belongs to, in seconds on the container's clock.
+        probability: float32 (N_class, h, w) at the model's resolution; the whole picture, squashed to the model's
+            square. One class: the probability that a pixel sounds. Several: probabilities that sum to 1 over classes.
+    """
+
+    index: int
+    timestamp_s: float
+    probability: NDArray[np.float32]
+
+
+class MaskTrack(Iterator[Mask]):
+    """The masks of one video, in order, computed as they are asked for.
+
+    A context manager: leaving it stops the decoding. `total` is the number of masks if the file tells the truth about
+    its length, None if it does not say. `damage` says, once the track is exhausted, what could not be read.
+    """
+
+    def __init__(self, info: VideoInfo, loaded: LoadedModel, options: SegmentOptions, device: torch.device) -> None:
+        self.info = info
+        self.model_name = loaded.name
+        self.model_sha256 = loaded.sha256
+        self.trained = loaded.trained
+        self.categories = tuple(loaded.categories)
+        self.size = options.size or loaded.input_size
+        self.precision = resolve_precision(options.precision, device)
+        self.damage: tuple[str, ...] = ()
+        self._windows = clip_windows(
+            info,
+            rate=options.rate,
+            size=self.size,
+            window=options.window,
+            overlap=options.overlap,
+            start_s=options.start_s,
+            end_s=options.end_s,
+        )
+        self.total = self._windows.expected
+        self._masks = self._segment(loaded, device)
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What the user should know of the model, of the file, and of the damage found while reading it."""
+        untrained = () if self.trained else (f"{self.model_name} was never trained: these masks are noise",)
+        return (*untrained, *self.info.warnings, *self.damage)
+
+    def __iter__(self) -> MaskTrack:
+        return self
+
+    def __next__(self) -> Mask:
+        return next(self._masks)
+
+    def __enter__(self) -> MaskTrack:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Stops decoding and frees the processes behind it."""
+        self._masks.close()
+        self._windows.close()
+
+    def _segment(self, loaded: LoadedModel, device: torch.device) -> Generator[Mask, None, None]:
+        scored = (
+            (window, class_probabilities(loaded.model, window, device, self.precision)) for window in self._windows
+        )
+        yield from blend_windows(scored)
+        self.damage = self._windows.warnings
+
+
+def segment(
+    path: str | Path | VideoInfo,
+    *,
+    model: str | Path | LoadedModel = DEFAULT_MODEL,
+    options: SegmentOptions | None = None,
+    allow_untrained: bool = False,
+    device: str = "auto",
+) -> MaskTrack:
+    """The mask track of a video: an iterator of `Mask`, computed window by window in bounded memory.
+
+    Args:
+        path: a video file, or what `probe` said about it.
+        model: the name of a released model, a weights file, or a loaded model (then the next argument is not used).
+        options: rate, size, window, overlap, start, end and precision; None is the defaults.
+        allow_untrained: accept weights that were never trained.
+        device: "auto", "cpu", "cuda", "cuda:N" or "mps".
+
+    Raises:
+        MediaError: the file cannot be read or has no picture.
+        WeightsError: the weights are missing, damaged or untrained.
+        EnvironmentFault: no ffmpeg, or no such device.
+        UsageError: an option is out of its bounds.
+    """
+    info = path if isinstance(path, VideoInfo) else probe(path)
+    place = resolve_device(device)
+    if isinstance(model, (str, Path)):
+        model = load_model(model, allow_untrained=allow_untrained, device=place)
+    else:
+        place = next(model.model.parameters()).device
+    return MaskTrack(info, model, options or SegmentOptions(), place)
+
+
+def load_for(options: ModelOptions) -> LoadedModel:
+    """The model that the options name, on their device; sets the threads and the scan back end of this process.
+
+    Raises:
+        WeightsError: the weights are missing, damaged or untrained.
+        EnvironmentFault: the device or the scan back end is not available here.
+        UsageError: the scan back end does not run on that device.
+    """
+    device = resolve_device(options.device)
+    if options.scan_backend == "cpp" and device.type != "cpu":
+        raise UsageError(f"the scan back end cpp does not run on {device}. Use --device cpu or --scan-backend auto")
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
+    try:
+        set_default_backend(options.scan_backend)
+    except ValueError as error:
+        raise EnvironmentFault(f"{error}. Use --scan-backend auto") from error
+    return load_model(options.model, allow_untrained=options.allow_untrained, device=device)
+
+
+def resolve_device(name: str) -> torch.device:
+    """The device of that name; "auto" is CUDA, then Apple's MPS, then the CPU.
+
+    Raises:
+        EnvironmentFault: this machine does not have it.
+        UsageError: there is no device of that name.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise UsageError(f"device {name!r} is unknown; choose auto, cpu, cuda, cuda:N or mps") from error
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise EnvironmentFault(f"device {name} is not there: {cuda_fault()}. Use --device cpu")
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise EnvironmentFault("device mps is not there: it needs a Mac with Apple silicon. Use --device cpu")
+    return device
+
+
+def cuda_fault() -> str:
+    """Why CUDA cannot be used; "" when it can."""
+    if torch.cuda.is_available():
+        return ""
+    if torch.version.cuda is None:
+        return f"PyTorch {torch.__version__} was built without CUDA"
+    return f"PyTorch {torch.__version__} finds no NVIDIA GPU with a working driver"
+
+
+def resolve_precision(precision: Precision, device: torch.device) -> Precision:
+    """ "auto" is fp32, and on CUDA bf16, or fp16 where bf16 is not supported."""
+    if precision != "auto":
+        return precision
+    if device.type != "cuda":
+        return "fp32"
+    return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
+
+
+@torch.inference_mode()
+def class_probabilities(
+    model: torch.nn.Module, window: ClipWindow, device: torch.device, precision: Precision
+) -> NDArray[np.float32]:
+    """Probabilities (T, N_class, H, W) of one window: sigmoid of a single class, softmax over several."""
+    frames = normalise(torch.from_numpy(window.frames).to(device))[None]  # (1, T, 3, H, W)
+    log_mel = window.log_mel.to(device)[None]  # (1, T, 1, 96, 64)
+    dtype = AUTOCAST_DTYPES.get(precision)
+    with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
+        logits: Tensor = model(frames, log_mel)[0]
+    logits = logits.float()
+    probability = logits.sigmoid() if logits.shape[1] == 1 else logits.softmax(dim=1)
+    result: NDArray[np.float32] = probability.cpu().numpy()
+    return result
+
+
+def blend_windows(scored: Iterable[tuple[ClipWindow, NDArray[np.float32]]]) -> Iterator[Mask]:
+    """The masks of overlapping windows in order, cross-faded where windows share masks.
+
+    With n shared masks the later window's weight rises as 1 / (n + 1), ..., n / (n + 1), so that no seam flickers.
+    Only the masks that a later window may still change are held.
+    """
+    held: deque[Mask] = deque()
+    for window, probability in scored:
+        while held and held[0].index < window.first_index:
+            yield held.popleft()
+        shared = len(held)
+        for position, (timestamp_s, plane) in enumerate(zip(window.timestamps_s, probability, strict=True)):
+            if position < shared:
+                weight = np.float32((position + 1) / (shared + 1))
+                earlier = held[position]
+                blended = earlier.probability + weight * (plane - earlier.probability)
+                held[position] = Mask(earlier.index, earlier.timestamp_s, blended)
+            else:
+                held.append(Mask(window.first_index + position, timestamp_s, plane))
+    yield from held

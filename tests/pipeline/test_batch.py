@@ -1,0 +1,209 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from pycocotools.coco import COCO
+
+from avsseg.errors import EnvironmentFault, OutputError, WeightsError
+from avsseg.pipeline import batch
+from avsseg.pipeline.batch import InputResult, exit_code, run_batch
+from avsseg.pipeline.options import ModelOptions, OutputOptions, SegmentOptions
+from avsseg.pipeline.plan import Job
+from avsseg.writers.coco import CocoWriter
+
+# pycocotools 2.0.11 predates the copy keyword of numpy 2
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+
+UNTRAINED = ModelOptions(allow_untrained=True, threads=1)
+
+
+class Recorder:
+    """A reporter that remembers."""
+
+    def __init__(self) -> None:
+        self.started_jobs: list[int] = []
+        self.progress: list[tuple[int, int | None]] = []
+        self.results: list[InputResult] = []
+
+    def started(self, position: int, job: Job) -> None:
+        self.started_jobs.append(position)
+
+    def advanced(self, done: int, total: int | None, rate: float) -> None:
+        self.progress.append((done, total))
+
+    def finished(self, result: InputResult) -> None:
+        self.results.append(result)
+
+
+def run(
+    jobs: Sequence[Job],
+    *,
+    output: OutputOptions | None = None,
+    options: SegmentOptions | None = None,
+    model: ModelOptions = UNTRAINED,
+    reporter: Recorder | None = None,
+) -> list[InputResult]:
+    return list(
+        run_batch(
+            jobs,
+            segment_options=options or SegmentOptions(size=64),
+            model_options=model,
+            output_options=output or OutputOptions(),
+            reporter=reporter or Recorder(),
+        )
+    )
+
+
+def test_all_formats_of_a_video_come_from_one_pass_and_agree(clip: Path, tmp_path: Path) -> None:
+    outputs = {"overlay": tmp_path / "o.mp4", "masks": tmp_path / "o", "coco": tmp_path / "o.json"}
+    recorder = Recorder()
+    (result,) = run([Job(clip, outputs)], reporter=recorder)  # type: ignore[arg-type]
+    assert result.status == "done"
+    assert result.outputs == tuple(outputs.values())
+    assert (result.masks, result.duration_s) == (3, pytest.approx(3.0, abs=0.1))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["o", "o.json", "o.mp4"]
+    assert recorder.progress == [(1, 3), (2, 3), (3, 3)]
+    coco = COCO(str(outputs["coco"]))
+    for image in coco.loadImgs(coco.getImgIds()):
+        picture = np.array(Image.open(outputs["masks"] / image["file_name"]))
+        mask = np.zeros_like(picture)
+        for annotation in coco.loadAnns(coco.getAnnIds(imgIds=image["id"])):
+            mask |= coco.annToMask(annotation)
+        assert np.array_equal(mask * 255, picture)
+
+
+def test_a_bad_file_does_not_stop_the_others(clip: Path, silent_clip: Path, tmp_path: Path) -> None:
+    (tmp_path / "text.mp4").write_text("this is no video")
+    inputs = [clip, tmp_path / "text.mp4", tmp_path / "missing.mp4", silent_clip]
+    results = run([Job(path, {"coco": tmp_path / f"{n}.json"}) for n, path in enumerate(inputs)])
+    assert [result.status for result in results] == ["done", "failed", "failed", "done"]
+    assert str(tmp_path / "text.mp4") in results[1].error
+    assert "no such file" in results[2].error
+    assert exit_code(results) == 1
+    assert exit_code(results[:1]) == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["0.json", "3.json", "text.mp4"]
+
+
+def test_a_defect_that_one_file_brings_out_is_reported_for_that_file(
+    clip: Path, silent_clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    probe = batch.probe
+
+    def defective(path: Path) -> object:
+        if path == clip:
+            raise ZeroDivisionError("division by zero")
+        return probe(path)
+
+    monkeypatch.setattr(batch, "probe", defective)
+    results = run([Job(path, {"coco": tmp_path / f"{path.stem}.json"}) for path in (clip, silent_clip)])
+    assert [result.status for result in results] == ["failed", "done"]
+    assert "unexpected ZeroDivisionError: division by zero" in results[0].error
+
+
+def test_finished_results_are_kept_and_only_missing_ones_made(clip: Path, tmp_path: Path) -> None:
+    masks, coco = tmp_path / "o", tmp_path / "o.json"
+    coco.write_text("kept")
+    (result,) = run([Job(clip, {"masks": masks, "coco": coco})])
+    assert result.status == "done"
+    assert coco.read_text() == "kept"
+    assert (masks / "masks.json").is_file()
+    (again,) = run([Job(clip, {"masks": masks, "coco": coco})], model=ModelOptions(model="not needed"))
+    assert again.status == "skipped"
+    assert again.outputs == (masks, coco)
+
+
+def test_overwrite_makes_results_again(clip: Path, tmp_path: Path) -> None:
+    coco = tmp_path / "o.json"
+    coco.write_text("old")
+    (result,) = run([Job(clip, {"coco": coco})], output=OutputOptions(overwrite=True))
+    assert result.status == "done"
+    assert json.loads(coco.read_text())["videos"][0]["name"] == "clip.mp4"
+
+
+def test_a_damaged_video_is_a_warning_or_with_strict_an_error(truncated_clip: Path, tmp_path: Path) -> None:
+    coco = tmp_path / "o.json"
+    (strict,) = run([Job(truncated_clip, {"coco": coco})], output=OutputOptions(strict=True))
+    assert strict.status == "failed"
+    assert "are missing" in strict.error
+    assert list(tmp_path.iterdir()) == []
+    (lenient,) = run([Job(truncated_clip, {"coco": coco})])
+    assert lenient.status == "done"
+    assert sum("are missing" in text for text in lenient.warnings) == 1
+    assert len(json.loads(coco.read_text())["images"]) == lenient.masks
+
+
+def test_results_that_cannot_be_written_fail_before_the_model_works(clip: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    recorder = Recorder()
+    (result,) = run(
+        [Job(clip, {"overlay": tmp_path / "o.mp4", "coco": tmp_path / "file" / "o.json"})], reporter=recorder
+    )
+    assert result.status == "failed"
+    assert "o.json: cannot be written" in result.error
+    assert recorder.progress == []
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_results_finished_before_a_failure_are_reported(
+    clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refusing(self: CocoWriter) -> list[Path]:
+        raise OutputError("o.json: cannot be written")
+
+    monkeypatch.setattr(CocoWriter, "finish", refusing)
+    (result,) = run([Job(clip, {"masks": tmp_path / "o", "coco": tmp_path / "o.json"})])
+    assert (result.status, result.error) == ("failed", "o.json: cannot be written")
+    assert result.outputs == (tmp_path / "o",)
+    assert [path.name for path in tmp_path.iterdir()] == ["o"]
+
+
+def test_what_the_overlay_could_not_keep_is_a_warning(clip: Path, tmp_path: Path) -> None:
+    (result,) = run([Job(clip, {"overlay": tmp_path / "o.webm"})])
+    assert any("cannot hold its aac audio" in warning for warning in result.warnings)
+
+
+def test_an_untrained_model_ends_the_batch_unless_allowed(clip: Path, tmp_path: Path) -> None:
+    model = ModelOptions(model="avs-mamba-resnet50")
+    with pytest.raises(WeightsError, match="--allow-untrained"):
+        run([Job(clip, {"coco": tmp_path / "o.json"})], model=model)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_missing_device_ends_the_batch(clip: Path, tmp_path: Path) -> None:
+    with pytest.raises(EnvironmentFault, match="cuda:99"):
+        run([Job(clip, {"coco": tmp_path / "o.json"})], model=ModelOptions(device="cuda:99", allow_untrained=True))
+
+
+def test_a_part_beyond_the_end_fails_without_output(clip: Path, tmp_path: Path) -> None:
+    (result,) = run([Job(clip, {"coco": tmp_path / "o.json"})], options=SegmentOptions(size=64, start_s=60))
+    assert result.status == "failed"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_settings_stand_in_the_result(clip: Path, tmp_path: Path, untrained_file: Path) -> None:
+    model = ModelOptions(model=str(untrained_file), allow_untrained=True, threads=1)
+    options = SegmentOptions(size=64, rate=2.0, start_s=0.5, end_s=2.5)
+    run([Job(clip, {"coco": tmp_path / "o.json"})], options=options, output=OutputOptions(threshold=0.3), model=model)
+    info = json.loads((tmp_path / "o.json").read_text())["info"]
+    expected = {"model": "untrained", "trained": False, "rate": 2.0, "size": 64, "start_s": 0.5, "end_s": 2.5}
+    assert {key: info[key] for key in expected} == expected
+    assert (info["threshold"], info["precision"]) == (0.3, "fp32")
+
+
+def test_a_result_as_json_has_the_documented_keys() -> None:
+    result = InputResult(Path("a.mp4"), "failed", error="a.mp4: no such file.", seconds=0.12345)
+    assert result.as_json() == {
+        "input": "a.mp4",
+        "status": "failed",
+        "outputs": [],
+        "duration": None,
+        "masks": 0,
+        "seconds": 0.123,
+        "warnings": [],
+        "error": "a.mp4: no such file.",
+    }

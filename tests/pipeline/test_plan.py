@@ -1,0 +1,240 @@
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path, PurePath
+
+import pytest
+
+from avsseg.errors import UsageError
+from avsseg.pipeline.plan import FoundInput, Inputs, Job, choose_formats, find_inputs, is_finished, plan_outputs
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    """videos/{a.mp4, notes.txt, .hidden.mp4, sub/{b.MOV, deeper/c.webm}}"""
+    folder = tmp_path / "videos"
+    (folder / "sub" / "deeper").mkdir(parents=True)
+    for name in ("a.mp4", "notes.txt", ".hidden.mp4", "sub/b.MOV", "sub/deeper/c.webm"):
+        (folder / name).touch()
+    return folder
+
+
+def mirrored(inputs: Inputs) -> list[str]:
+    return [found.mirrored.as_posix() for found in inputs.found]
+
+
+def one(name: str) -> Inputs:
+    return Inputs((FoundInput(Path(name), PurePath(name)),), several=False)
+
+
+def test_a_folder_gives_its_videos_and_with_recursive_those_below(tree: Path) -> None:
+    assert mirrored(find_inputs([str(tree)])) == ["a.mp4"]
+    below = find_inputs([str(tree)], recursive=True)
+    assert mirrored(below) == ["a.mp4", "sub/b.MOV", "sub/deeper/c.webm"]
+    assert below.several
+
+
+def test_a_file_is_taken_whatever_its_suffix_and_even_if_missing(tree: Path) -> None:
+    inputs = find_inputs([str(tree / "notes.txt")])
+    assert mirrored(inputs) == ["notes.txt"]
+    assert not inputs.several
+    assert mirrored(find_inputs([str(tree / "missing.mp4")])) == ["missing.mp4"]
+
+
+def test_a_pattern_mirrors_what_lies_below_its_fixed_part(tree: Path) -> None:
+    assert mirrored(find_inputs([str(tree / "**" / "*.webm")])) == ["sub/deeper/c.webm"]
+    assert mirrored(find_inputs([str(tree / "su*")], recursive=True)) == ["sub/b.MOV", "sub/deeper/c.webm"]
+
+
+def test_a_name_with_brackets_that_exists_is_a_name(tmp_path: Path) -> None:
+    (tmp_path / "clip[1].mp4").touch()
+    assert mirrored(find_inputs([str(tmp_path / "clip[1].mp4")])) == ["clip[1].mp4"]
+
+
+def test_listed_relative_paths_are_mirrored_and_others_keep_their_name() -> None:
+    inputs = find_inputs(["-"], listed=["./sub/b.mov", "sub/c.mov", "/far/d.mov", "../e.mov"])
+    assert mirrored(inputs) == ["sub/b.mov", "sub/c.mov", "d.mov", "e.mov"]
+    assert inputs.several
+
+
+def test_a_video_named_twice_is_taken_once(tree: Path) -> None:
+    assert mirrored(find_inputs([str(tree / "a.mp4"), str(tree), str(tree / "sub" / ".." / "a.mp4")])) == ["a.mp4"]
+
+
+def test_the_output_folder_is_not_searched(tree: Path) -> None:
+    inputs = find_inputs([str(tree)], recursive=True, exclude=tree / "sub")
+    assert mirrored(inputs) == ["a.mp4"]
+
+
+def test_a_loop_of_links_ends(tree: Path) -> None:
+    (tree / "sub" / "loop").symlink_to(tree)
+    assert len(find_inputs([str(tree)], recursive=True).found) == 3
+
+
+def test_a_link_to_itself_is_kept_to_fail_alone(tree: Path) -> None:
+    (tree / "b.mp4").symlink_to("b.mp4")
+    inputs = find_inputs([str(tree), str(tree / "b.mp4")])
+    assert mirrored(inputs) == ["a.mp4", "b.mp4"]
+    assert len(plan_outputs(inputs, tree / "o", ["coco"])) == 2
+
+
+def test_a_folder_that_cannot_be_read_is_kept_to_fail(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scandir = os.scandir
+
+    def refusing(path: str) -> object:
+        if str(path) == str(tree / "sub"):
+            raise PermissionError(13, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+    assert mirrored(find_inputs([str(tree)], recursive=True)) == ["a.mp4", "sub"]
+    assert mirrored(find_inputs([str(tree / "sub")])) == ["sub"]
+
+
+@pytest.mark.parametrize("out", [".", ""])
+def test_one_result_needs_a_name(out: str) -> None:
+    with pytest.raises(UsageError, match=r"--out \.: name the file or the folder"):
+        plan_outputs(one("a.mp4"), Path(out), ["masks"])
+
+
+def test_a_name_that_is_too_long_is_left_to_the_writer(tmp_path: Path) -> None:
+    out = tmp_path / ("x" * 300)
+    assert choose_formats("coco", out.with_suffix(".json"), several=False) == ("coco",)
+    assert not is_finished("masks", out)
+    assert plan_outputs(one("a.mp4"), out, ["masks"])[0].outputs == {"masks": out}
+
+
+def test_a_folder_without_videos_among_other_inputs_is_kept_to_fail(tree: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty.mp4").mkdir()
+    assert mirrored(find_inputs([str(tmp_path / "empty.mp4"), str(tree)])) == ["a.mp4", "empty.mp4"]
+
+
+def test_finding_nothing_is_a_usage_error_that_names_the_place(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=f"no videos found in {tmp_path}; -r searches"):
+        find_inputs([str(tmp_path)])
+    with pytest.raises(UsageError, match="the list on stdin is empty"):
+        find_inputs(["-"], recursive=True)
+
+
+@pytest.mark.parametrize(
+    ("requested", "out", "several", "formats"),
+    [
+        (None, "o.mp4", False, ("overlay",)),
+        (None, "o.WEBM", False, ("overlay",)),
+        (None, "o.json", False, ("coco",)),
+        (None, "o", False, ("masks",)),
+        (None, "o.d", False, ("masks",)),
+        (None, "o", True, ("masks",)),
+        ("coco,overlay", "o", False, ("overlay", "coco")),
+        ("coco", "o.json", False, ("coco",)),
+    ],
+)
+def test_formats_come_from_the_request_or_the_suffix(
+    requested: str | None, out: str, several: bool, formats: tuple[str, ...]
+) -> None:
+    assert choose_formats(requested, Path(out), several=several) == formats
+
+
+@pytest.mark.parametrize(
+    ("requested", "out", "several", "message"),
+    [
+        ("png", "o", False, "unknown format; choose from overlay, masks, coco"),
+        (",", "o", False, "unknown format"),
+        ("coco", "o.mp4", False, "--format coco needs a folder"),
+        ("overlay,masks", "o.mp4", False, "needs a folder"),
+        (None, "o.mp4", True, "several inputs need a folder"),
+        (None, "o.avi", False, "overlays are written as .mp4"),
+    ],
+)
+def test_a_suffix_that_contradicts_is_refused(requested: str | None, out: str, several: bool, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        choose_formats(requested, Path(out), several=several)
+
+
+def test_one_input_is_written_to_the_path_itself(tmp_path: Path) -> None:
+    assert plan_outputs(one("a.mp4"), tmp_path / "o.mp4", ["overlay"]) == [
+        Job(Path("a.mp4"), {"overlay": tmp_path / "o.mp4"})
+    ]
+    assert plan_outputs(one("a.mp4"), tmp_path / "o", ["masks"])[0].outputs == {"masks": tmp_path / "o"}
+
+
+def test_several_formats_of_one_input_share_a_folder(tmp_path: Path) -> None:
+    (job,) = plan_outputs(one("a.mov"), tmp_path / "o", ["overlay", "masks", "coco"])
+    assert job.outputs == {
+        "overlay": tmp_path / "o" / "a.mp4",
+        "masks": tmp_path / "o" / "a",
+        "coco": tmp_path / "o" / "a.json",
+    }
+
+
+def test_several_inputs_are_mirrored(tree: Path, tmp_path: Path) -> None:
+    jobs = plan_outputs(find_inputs([str(tree)], recursive=True), tmp_path / "o", ["coco"])
+    assert [job.outputs["coco"].relative_to(tmp_path / "o").as_posix() for job in jobs] == [
+        "a.json",
+        "sub/b.json",
+        "sub/deeper/c.json",
+    ]
+
+
+def in_one_folder(folder: Path) -> tuple[Inputs, Path]:
+    (folder / "x.mp4").touch()
+    (folder / "x.mov").touch()
+    return find_inputs([str(folder)]), folder / "o"
+
+
+def onto_an_input(folder: Path) -> tuple[Inputs, Path]:
+    (folder / "x.mp4").touch()
+    return find_inputs([str(folder)]), folder
+
+
+def through_a_link(folder: Path) -> tuple[Inputs, Path]:
+    (folder / "x.mp4").touch()
+    os.symlink(folder / "x.mp4", folder / "other.mp4")
+    return find_inputs([str(folder / "x.mp4")]), folder / "other.mp4"
+
+
+def onto_a_file(folder: Path) -> tuple[Inputs, Path]:
+    (folder / "x.mp4").touch()
+    (folder / "o").touch()
+    return find_inputs([str(folder)]), folder / "o"
+
+
+@pytest.mark.parametrize(
+    ("situation", "message"),
+    [
+        (in_one_folder, "would both write .*or run each with an --out of its own"),
+        (onto_an_input, "is an input and would be replaced"),
+        (through_a_link, "is an input and would be replaced"),
+        (onto_a_file, "is a file; several results need a folder"),
+    ],
+)
+def test_results_that_would_destroy_something_are_refused(
+    tmp_path: Path, situation: Callable[[Path], tuple[Inputs, Path]], message: str
+) -> None:
+    inputs, out = situation(tmp_path)
+    with pytest.raises(UsageError, match=message):
+        plan_outputs(inputs, out, ["overlay"])
+
+
+def test_a_folder_of_masks_must_not_hold_inputs_or_other_results(tmp_path: Path) -> None:
+    (tmp_path / "videos" / "x").mkdir(parents=True)
+    for name in ("x.mp4", "x/y.mp4"):
+        (tmp_path / "videos" / name).touch()
+    with pytest.raises(UsageError, match="lies inside the folder of masks"):
+        plan_outputs(find_inputs([str(tmp_path / "videos")], recursive=True), tmp_path / "o", ["masks"])
+    with pytest.raises(UsageError, match="holds files that avsseg did not write"):
+        plan_outputs(one(str(tmp_path / "videos" / "x.mp4")), tmp_path / "videos", ["masks"])
+
+
+def test_only_whole_results_count_as_finished(tmp_path: Path) -> None:
+    (tmp_path / "masks").mkdir()
+    (tmp_path / "o.json.partial").touch()
+    assert not is_finished("masks", tmp_path / "masks")
+    assert not is_finished("coco", tmp_path / "o.json")
+    (tmp_path / "masks" / "masks.json").touch()
+    assert not is_finished("masks", tmp_path / "masks")
+    (tmp_path / "masks" / "masks.json").write_text('{"settings": {}, "masks": []}')
+    (tmp_path / "o.json").touch()
+    assert is_finished("masks", tmp_path / "masks")
+    assert is_finished("coco", tmp_path / "o.json")

@@ -1,0 +1,176 @@
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import avsseg
+from avsseg.errors import EnvironmentFault, MediaError, UsageError, WeightsError
+from avsseg.media.probe import probe
+from avsseg.media.windows import ClipWindow, clip_windows
+from avsseg.pipeline.options import ModelOptions, SegmentOptions
+from avsseg.pipeline.segment import (
+    blend_windows,
+    class_probabilities,
+    load_for,
+    resolve_device,
+    resolve_precision,
+    segment,
+)
+from avsseg.weights import LoadedModel
+
+CPU = torch.device("cpu")
+
+
+def test_one_mask_a_second_with_times_sizes_and_probabilities(clip: Path, untrained: LoadedModel) -> None:
+    with segment(clip, model=untrained, options=SegmentOptions(size=64)) as track:
+        assert track.total == 3
+        masks = list(track)
+    assert [(mask.index, mask.timestamp_s) for mask in masks] == [(0, 0.5), (1, 1.5), (2, 2.5)]
+    for mask in masks:
+        assert mask.probability.shape == (1, 64, 64)
+        assert mask.probability.dtype == np.float32
+        assert 0 <= mask.probability.min() <= mask.probability.max() <= 1
+
+
+def test_the_masks_are_those_of_the_model_on_the_window(clip: Path, untrained: LoadedModel) -> None:
+    options = SegmentOptions(size=64, window=3, overlap=0)
+    masks = list(segment(clip, model=untrained, options=options))
+    with clip_windows(probe(clip), size=64, window=3) as windows:
+        (window,) = windows
+    expected = class_probabilities(untrained.model, window, CPU, "fp32")
+    assert np.array_equal(np.stack([mask.probability for mask in masks]), expected)
+
+
+def test_rate_start_and_end_choose_the_instants(clip: Path, untrained: LoadedModel) -> None:
+    options = SegmentOptions(size=64, rate=2.0, start_s=1.0, end_s=2.5)
+    times = [mask.timestamp_s for mask in segment(clip, model=untrained, options=options)]
+    assert times == pytest.approx([1.25, 1.75, 2.25])
+
+
+def test_overlapping_windows_give_each_mask_once(clip: Path, untrained: LoadedModel) -> None:
+    options = SegmentOptions(size=64, rate=3.0, window=4, overlap=2)
+    masks = list(segment(clip, model=untrained, options=options))
+    assert [mask.index for mask in masks] == list(range(9))
+    assert [mask.timestamp_s for mask in masks] == pytest.approx([(k + 0.5) / 3 for k in range(9)])
+
+
+def test_silence_is_segmented_with_one_warning(silent_clip: Path, untrained: LoadedModel) -> None:
+    track = segment(silent_clip, model=untrained, options=SegmentOptions(size=64))
+    assert len(list(track)) == 2
+    assert [text for text in track.warnings if "audio" in text] == ["no audio track; segmented as silent"]
+    assert track.damage == ()
+
+
+def test_an_untrained_model_says_that_its_masks_are_noise(clip: Path, untrained: LoadedModel) -> None:
+    with segment(clip, model=untrained, options=SegmentOptions(size=64)) as track:
+        assert track.warnings == ("untrained was never trained: these masks are noise",)
+
+
+def test_a_truncated_video_gives_what_can_be_read_and_says_how_much_is_missing(
+    truncated_clip: Path, untrained: LoadedModel
+) -> None:
+    track = segment(truncated_clip, model=untrained, options=SegmentOptions(size=64))
+    masks = list(track)
+    assert track.total == 8
+    assert 1 <= len(masks) < 8
+    assert any("of 8.0 s are missing" in text for text in track.damage)
+
+
+def test_closing_early_stops_the_decoder(
+    make_video: Callable[..., Path], tmp_path: Path, untrained: LoadedModel
+) -> None:
+    video = make_video(tmp_path / "long.mp4", seconds=60)
+    with segment(video, model=untrained, options=SegmentOptions(size=64, window=2, overlap=0)) as track:
+        next(track)
+        assert any(thread.name == "avsseg-decoder" for thread in threading.enumerate())
+    assert not any(thread.name == "avsseg-decoder" for thread in threading.enumerate())
+    with pytest.raises(StopIteration):
+        next(track)
+
+
+def test_the_public_function_is_this_one(clip: Path) -> None:
+    assert avsseg.segment is segment
+    with pytest.raises(WeightsError, match=r"no such file|neither a model nor a file"):
+        avsseg.segment(clip, model="no-such-model")
+    with pytest.raises(MediaError, match="no such file"):
+        avsseg.segment("missing.mp4")
+
+
+def windows_of(values: list[list[float]], step: int) -> list[tuple[ClipWindow, np.ndarray]]:
+    scored = []
+    for number, probabilities in enumerate(values):
+        count = len(probabilities)
+        first = number * step
+        frames = np.zeros((count, 1, 1, 3), np.uint8)
+        times = tuple(first + index + 0.5 for index in range(count))
+        window = ClipWindow(first, frames, torch.zeros(count, 1, 96, 64), times)
+        scored.append((window, np.array(probabilities, np.float32).reshape(count, 1, 1, 1)))
+    return scored
+
+
+def test_shared_masks_are_cross_faded() -> None:
+    masks = list(blend_windows(windows_of([[0, 0, 0, 0, 0], [1, 1, 1, 1, 1], [0.25, 0.25]], step=3)))
+    values = [float(mask.probability[0, 0, 0]) for mask in masks]
+    assert values == pytest.approx([0, 0, 0, 1 / 3, 2 / 3, 1, 1 + (1 / 3) * -0.75, 1 + (2 / 3) * -0.75])
+    assert [mask.index for mask in masks] == list(range(8))
+
+
+def test_windows_that_share_nothing_are_left_as_they_are() -> None:
+    masks = list(blend_windows(windows_of([[0.1, 0.2], [0.3, 0.4], [0.5]], step=2)))
+    assert [float(mask.probability[0, 0, 0]) for mask in masks] == pytest.approx([0.1, 0.2, 0.3, 0.4, 0.5])
+
+
+def test_a_window_that_shares_more_than_half_still_gives_each_mask_once() -> None:
+    masks = list(blend_windows(windows_of([[1, 1, 1, 1]] * 4, step=1)))
+    assert [float(mask.probability[0, 0, 0]) for mask in masks] == pytest.approx([1] * 7)
+
+
+def test_only_masks_that_may_change_are_held() -> None:
+    produced: list[int] = []
+
+    def scored():  # type: ignore[no-untyped-def]
+        for number, item in enumerate(windows_of([[0] * 5] * 4, step=3)):
+            produced.append(number)
+            yield item
+
+    blended = blend_windows(scored())
+    next(blended)
+    assert produced == [0, 1]
+
+
+def test_several_classes_sum_to_one(clip: Path) -> None:
+    class ThreeClasses(torch.nn.Module):
+        def forward(self, frames: torch.Tensor, log_mel: torch.Tensor) -> torch.Tensor:
+            return frames * 3
+
+    with clip_windows(probe(clip), size=64, window=3) as windows:
+        (window,) = windows
+    probability = class_probabilities(ThreeClasses(), window, CPU, "fp32")
+    assert probability.shape == (3, 3, 64, 64)
+    assert probability.sum(axis=1) == pytest.approx(np.ones((3, 64, 64)), abs=1e-5)
+
+
+def test_bf16_is_close_to_fp32(clip: Path, untrained: LoadedModel) -> None:
+    fast = list(segment(clip, model=untrained, options=SegmentOptions(size=64, precision="bf16")))
+    exact = list(segment(clip, model=untrained, options=SegmentOptions(size=64, precision="fp32")))
+    difference = np.abs(fast[1].probability - exact[1].probability)
+    assert 0 < difference.max() < 0.05
+
+
+def test_devices_that_are_not_there_are_named() -> None:
+    assert resolve_device("cpu") == CPU
+    assert resolve_precision("auto", CPU) == "fp32"
+    with pytest.raises(EnvironmentFault, match="cuda:99 is not there"):
+        resolve_device("cuda:99")
+    with pytest.raises(UsageError, match="'gpu' is unknown"):
+        resolve_device("gpu")
+
+
+def test_an_unusable_scan_back_end_is_an_environment_fault() -> None:
+    with pytest.raises(EnvironmentFault, match="unknown scan back end 'abacus'"):
+        load_for(ModelOptions(scan_backend="abacus", allow_untrained=True))
