@@ -13,6 +13,7 @@ last checkpoint when started again, and every stage may run under torchrun. Seed
 from __future__ import annotations
 
 import argparse
+import contextlib
 import functools
 import json
 import logging
@@ -30,6 +31,7 @@ from avsseg.model.avs_mamba import AvsMamba, normalise
 from avsseg.model.config import preset
 from avsseg.model.vggish import EMBEDDING_DIM
 from avsseg.training.checkpoints import load_checkpoint
+from avsseg.training.distributed import process_group
 from avsseg.training.losses import mask_loss
 from avsseg.training.trainer import Trainer, TrainerSettings
 from avsseg.weights.store import save_model
@@ -256,11 +258,10 @@ def main() -> None:
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     torch.set_num_threads(options.threads)
-    if torch.distributed.is_torchelastic_launched():
-        torch.distributed.init_process_group("gloo")
     if options.stage == "export":
         export(options)
-    else:
+        return
+    with process_group() if torch.distributed.is_torchelastic_launched() else contextlib.nullcontext():
         train(options.stage, options)
 
 

@@ -1,0 +1,25 @@
+"""Training in several processes: a process group that ends in order."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch.distributed
+
+
+@contextlib.contextmanager
+def process_group(**arguments: Any) -> Iterator[None]:
+    """A gloo process group for the length of the block; `arguments` are those of `init_process_group`.
+
+    All processes leave the block together. Without the barrier one would close its connections while another still
+    validates or saves; without the destruction gloo's threads would outlive the interpreter and abort the process
+    (pytorch/pytorch#179291).
+    """
+    torch.distributed.init_process_group("gloo", **arguments)
+    try:
+        yield
+        torch.distributed.barrier()
+    finally:
+        torch.distributed.destroy_process_group()
