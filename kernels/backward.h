@@ -77,13 +77,14 @@ void backward_states(const Chunk& c, int64_t d, const int64_t* lanes, int64_t n,
   }
   for (int64_t t = 0; t < c.steps; t++) {
     const float* B = c.projected(t) + s.rank + n;
-    for (int i = 0; i < States; i++) {
-      for (int v = 0; v < Vectors; v++) {
+    for (int v = 0; v < Vectors; v++) {
+      Vector decay[States];
+      decays<States, false>(w.delta[t * Vectors + v], log2_decay + v * kLanes, padded, decay);
+      for (int i = 0; i < States; i++) {
         const int64_t at = (t * States + i) * Vectors + v;
-        const Vector decay = exp2_nonpositive(w.delta[t * Vectors + v] * load(log2_decay + i * padded + v * kLanes));
-        w.decay[at] = decay;
+        w.decay[at] = decay[i];
         w.hidden[at] = h[i][v];
-        h[i][v] = decay * h[i][v] + w.drive[t * Vectors + v] * B[i];
+        h[i][v] = decay[i] * h[i][v] + w.drive[t * Vectors + v] * B[i];
       }
     }
   }
@@ -192,14 +193,18 @@ void backward_vectors(const Chunk& c, int64_t d, const float* checkpoint, const 
       if (next >= s.output_from) prefetch(grad_out_rows + next * s.channels, Vectors * kLanes);
       prefetch(c.projected(t - s.checkpoint_interval), width);
     }
+    Vector x[Vectors], delta[Vectors], exp_minus_abs[Vectors];
+    for (int v = 0; v < Vectors; v++) {
+      x[v] = load(s.dt_bias + k * padded + d + v * kLanes);
+      for (int64_t r = 0; r < s.rank; r++) x[v] += load(dt_weight + r * padded + v * kLanes) * dt[r];
+      delta[v] = x[v];
+    }
+    softplus(delta, exp_minus_abs);
     for (int v = 0; v < Vectors; v++) {
       const int64_t at = t * Vectors + v, offset = p * s.channels + v * kLanes;
-      Vector x = load(s.dt_bias + k * padded + d + v * kLanes);
-      for (int64_t r = 0; r < s.rank; r++) x += load(dt_weight + r * padded + v * kLanes) * dt[r];
-      const Softplus result = softplus(x);
-      w.delta[at] = result.value;
-      w.sigmoid[at] = sigmoid(x, result.exp_minus_abs);
-      w.drive[at] = result.value * load(tokens + offset, lanes[v]);
+      w.delta[at] = delta[v];
+      w.sigmoid[at] = sigmoid(x[v], exp_minus_abs[v]);
+      w.drive[at] = delta[v] * load(tokens + offset, lanes[v]);
       w.grad_out[at] = p >= s.output_from ? load(grad_out_rows + offset, lanes[v]) : Vector{};
       w.grad_drive[at] = Vector{};
       w.grad_delta[at] = Vector{};

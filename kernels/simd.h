@@ -59,55 +59,114 @@ AVSSEG_INLINE void prefetch(const float* p, int64_t count) {
 
 AVSSEG_INLINE Vector broadcast(float x) { return x - Vector{}; }
 
-// Comparisons with NaN are false, so the bound must be the operand that is dropped: max(bound, NaN) is NaN.
-AVSSEG_INLINE Vector at_least(Vector bound, Vector x) { return bound > x ? bound : x; }
+// Comparisons with NaN are false, so the bound must be the operand that is dropped: max(bound, NaN) is NaN. The x86
+// instructions drop their first operand too, but GCC does not see that they are this expression.
+AVSSEG_INLINE Vector at_least(Vector bound, Vector x) {
+#if AVSSEG_VECTOR_BYTES == 32
+  return reinterpret_cast<Vector>(_mm256_max_ps(reinterpret_cast<__m256>(bound), reinterpret_cast<__m256>(x)));
+#elif AVSSEG_VECTOR_BYTES == 16 && defined(__SSE2__)
+  return reinterpret_cast<Vector>(_mm_max_ps(reinterpret_cast<__m128>(bound), reinterpret_cast<__m128>(x)));
+#else
+  return bound > x ? bound : x;
+#endif
+}
+
+AVSSEG_INLINE bool all_of(IntegerVector mask) {
+#if AVSSEG_VECTOR_BYTES == 32
+  return _mm256_movemask_epi8(reinterpret_cast<__m256i>(mask)) == -1;
+#else
+  bool all = true;
+  for (int64_t i = 0; i < kLanes; i++) all &= mask[i] != 0;
+  return all;
+#endif
+}
 
 AVSSEG_INLINE Vector absolute(Vector x) {
   return reinterpret_cast<Vector>(reinterpret_cast<IntegerVector>(x) & 0x7fffffff);
 }
 
-// 2^x for x <= 0. The polynomial is 1 + f * q(f) on [-1/2, 1/2]: exact at 0, with an error that vanishes with f,
-// because decays are close to 1 and their error is amplified by 1 / (1 - decay). Maximum relative error 1.7e-7.
-AVSSEG_INLINE Vector exp2_nonpositive(Vector x) {
+// Exponentials worked on in step. One alone is a chain of ten dependent operations, and processors of 256 bits or less
+// look ahead too little to overlap two chains that follow one another.
 #if AVSSEG_VECTOR_BYTES == 64
-  const Vector f = reinterpret_cast<Vector>(_mm512_reduce_ps(reinterpret_cast<__m512>(x), 0));
-  const Vector whole = x - f;
+constexpr int64_t kExponentials = 1;
 #else
-  // 1.5 * 2^23 + 127: the low bits of the sum are round(x) + 127, the exponent field of 2^round(x).
-  const Vector magic = broadcast(12583039.f);
-  x = at_least(broadcast(-126.f), x);
-  const Vector shifted = x + magic;
-  const Vector f = x - (shifted - magic);
+constexpr int64_t kExponentials = 4;
 #endif
-  Vector p = f * 1.3264727313e-3f + 9.6715129911e-3f;
-  p = p * f + 5.5507335811e-2f;
-  p = p * f + 2.4022242426e-1f;
-  p = p * f + 6.9314700365e-1f;
-  p = p * f + 1.f;
+
+constexpr float kLowestExponent = -126.f;
+// 1.5 * 2^23 + 127: the low bits of x + kRounding are round(x) + 127, the exponent field of 2^round(x).
+constexpr float kRounding = 12583039.f;
+
+// x[i] = 2^(whole + f[i]), whole[i] in the form that the caller's instruction set wants.
+template <int64_t Count>
+AVSSEG_INLINE void exp2_reduced(const Vector (&whole)[Count], const Vector (&f)[Count], Vector (&x)[Count]) {
+  constexpr float kCoefficients[] = {9.6715129911e-3f, 5.5507335811e-2f, 2.4022242426e-1f, 6.9314700365e-1f, 1.f};
+  const Vector leading = broadcast(1.3264727313e-3f);
+  for (int64_t i = 0; i < Count; i++) x[i] = leading;
+#pragma GCC unroll 5
+  for (const float coefficient : kCoefficients) {
+    for (int64_t i = 0; i < Count; i++) x[i] = x[i] * f[i] + coefficient;
+  }
+  for (int64_t i = 0; i < Count; i++) {
 #if AVSSEG_VECTOR_BYTES == 64
-  return reinterpret_cast<Vector>(_mm512_scalef_ps(reinterpret_cast<__m512>(p), reinterpret_cast<__m512>(whole)));
+    x[i] =
+        reinterpret_cast<Vector>(_mm512_scalef_ps(reinterpret_cast<__m512>(x[i]), reinterpret_cast<__m512>(whole[i])));
 #else
-  return p * reinterpret_cast<Vector>(reinterpret_cast<IntegerVector>(shifted) << 23);
+    x[i] *= reinterpret_cast<Vector>(reinterpret_cast<IntegerVector>(whole[i]) << 23);
 #endif
+  }
 }
 
-struct Softplus {
-  Vector value;
-  Vector exp_minus_abs;
-};
+// x[i] = 2^x[i] for x[i] <= 0. The polynomial is 1 + f * q(f) on [-1/2, 1/2]: exact at 0, with an error that vanishes
+// with f, because decays are close to 1 and their error is amplified by 1 / (1 - decay). Maximum relative error 1.7e-7.
+template <int64_t Count>
+AVSSEG_INLINE void exp2_nonpositive(Vector (&x)[Count]) {
+  Vector whole[Count], f[Count];
+#if AVSSEG_VECTOR_BYTES == 64
+  for (int64_t i = 0; i < Count; i++) {
+    f[i] = reinterpret_cast<Vector>(_mm512_reduce_ps(reinterpret_cast<__m512>(x[i]), 0));
+    whole[i] = x[i] - f[i];
+  }
+#else
+  for (int64_t i = 0; i < Count; i++) x[i] = at_least(broadcast(kLowestExponent), x[i]);
+  for (int64_t i = 0; i < Count; i++) whole[i] = x[i] + kRounding;
+  for (int64_t i = 0; i < Count; i++) f[i] = x[i] - (whole[i] - kRounding);
+#endif
+  exp2_reduced(whole, f, x);
+}
 
-// log(1 + e^x) = max(x, 0) + t q(t), t = e^-|x|: relative error 9e-7, also where the value is small.
-AVSSEG_INLINE Softplus softplus(Vector x) {
-  const Vector t = exp2_nonpositive(absolute(x) * -kLog2E);
-  Vector q = t * 5.2326926962e-3f - 2.9505232349e-2f;
-  q = q * t + 7.8225940466e-2f;
-  q = q * t - 1.3663244247e-1f;
-  q = q * t + 1.9106006622e-1f;
-  q = q * t - 2.4842981994e-1f;
-  q = q * t + 3.3319097757e-1f;
-  q = q * t - 4.9999493361e-1f;
-  q = q * t + 9.9999994040e-1f;
-  return {at_least(Vector{}, x) + t * q, t};
+// decay[i] = 2^(delta rate_i), rate_i <= 0 at rates + i * stride. `Bounded` promises that no exponent is below
+// kLowestExponent, which saves a fifth of the work.
+template <int64_t Count, bool Bounded>
+AVSSEG_INLINE void decays(Vector delta, const float* rates, int64_t stride, Vector (&decay)[Count]) {
+#if AVSSEG_VECTOR_BYTES < 64
+  if (Bounded) {
+    Vector whole[Count], f[Count];
+    for (int64_t i = 0; i < Count; i++) whole[i] = delta * load(rates + i * stride) + kRounding;
+    for (int64_t i = 0; i < Count; i++) f[i] = delta * load(rates + i * stride) - (whole[i] - kRounding);
+    exp2_reduced(whole, f, decay);
+    return;
+  }
+#endif
+  for (int64_t i = 0; i < Count; i++) decay[i] = delta * load(rates + i * stride);
+  exp2_nonpositive(decay);
+}
+
+// log(1 + e^x) = max(x, 0) + t q(t), t = e^-|x|: relative error 9e-7, also where the value is small. x[i] becomes its
+// softplus, exp_minus_abs[i] its t.
+template <int64_t Count>
+AVSSEG_INLINE void softplus(Vector (&x)[Count], Vector (&exp_minus_abs)[Count]) {
+  constexpr float kCoefficients[] = {-2.9505232349e-2f, 7.8225940466e-2f, -1.3663244247e-1f, 1.9106006622e-1f,
+                                     -2.4842981994e-1f, 3.3319097757e-1f, -4.9999493361e-1f, 9.9999994040e-1f};
+  Vector q[Count];
+  for (int64_t i = 0; i < Count; i++) exp_minus_abs[i] = absolute(x[i]) * -kLog2E;
+  exp2_nonpositive(exp_minus_abs);
+  for (int64_t i = 0; i < Count; i++) q[i] = broadcast(5.2326926962e-3f);
+#pragma GCC unroll 8
+  for (const float coefficient : kCoefficients) {
+    for (int64_t i = 0; i < Count; i++) q[i] = q[i] * exp_minus_abs[i] + coefficient;
+  }
+  for (int64_t i = 0; i < Count; i++) x[i] = at_least(Vector{}, x[i]) + exp_minus_abs[i] * q[i];
 }
 
 // The derivative of softplus at x, given t = e^-|x|.

@@ -79,6 +79,16 @@ def test_extreme_delta_gives_no_nan(bias, capability, random_problem, recurrence
         assert grad.isfinite().all()
 
 
+@pytest.mark.parametrize("large", [60.0, 1e4])
+@pytest.mark.usefixtures("capability")
+def test_small_and_large_delta_side_by_side(large, random_problem, recurrence, scan, assert_close):
+    exact = random_problem(1, 40, 20, 2, 4)
+    bias = torch.full_like(exact.dt_projs_bias, -3.0)
+    bias[:, 3] = bias[0, 17] = large  # one channel of a vector is enough to leave the short cut for small exponents
+    exact = exact.replace(dt_projs_bias=bias)
+    assert_close(scan(exact.to(torch.float32), backend="cpp"), recurrence(exact), FORWARD_TOLERANCE)
+
+
 # One block of channels; several blocks of channels; several batch elements.
 @pytest.mark.parametrize("sizes", [(1, 70, 64, 4, 4), (1, 150, 200, 8, 16), (5, 40, 96, 4, 8)], ids=str)
 @pytest.mark.usefixtures("_restore_threads", "compiled_scan")
