@@ -1,6 +1,7 @@
 """Time of a whole model against its own visual backbone, and the tiny model's latency.
 
-    python benchmarks/model_cpu.py                 # the paper's PVT-v2-b5 model at T = 5, the tiny one at T = 10
+    python benchmarks/model_cpu.py                 # the paper's PVT-v2-b5 model at T = 5, the tiny one at T = 10, the
+                                                   # latter also at the size of the weights that come with the package
     python benchmarks/model_cpu.py --repeats 9 --threads 1
 
 Backbone, whole model and whole model with the head's plain convolutions run in turn; the medians and their ratio are
@@ -20,6 +21,7 @@ from avsseg.model.avs_mamba import AvsMamba
 from avsseg.model.config import preset
 from avsseg.model.head import SimilarityLift
 from avsseg.ops.selective_scan import available_backends
+from avsseg.weights import load_model
 
 
 def seconds(action: Callable[[], object]) -> float:
@@ -78,6 +80,7 @@ def main() -> None:
     print("scan back ends:", {name: reason or "usable" for name, reason in available_backends().items()})
     measure("avs-mamba-pvt-v2-b5", 5, arguments.size, arguments.repeats)
     measure("avs-mamba-tiny", 10, arguments.size, arguments.repeats)
+    measure("avs-mamba-tiny", 10, load_model().input_size, arguments.repeats)
 
 
 if __name__ == "__main__":
