@@ -27,7 +27,7 @@ from avsseg.media.ffmpeg import STALL_S
 from avsseg.media.frames import FrameSampler, mask_times, sample_frames
 from avsseg.media.probe import VideoInfo
 
-WINDOWS_AHEAD = 2  # decoded while the model works on one
+WINDOWS_AHEAD = 1  # decoded and waiting while the model works on one
 MISSING_TOLERANCE_S = 0.25  # sound may outlast the picture by its last packet without anything being amiss
 
 
@@ -58,8 +58,8 @@ def clip_windows(
 ) -> ClipWindows:
     """Open a stream of windows of at most `window` frames, each beginning `window - overlap` frames after the last.
 
-    Every frame is in at least one window; only the last window may be shorter. A thread decodes `WINDOWS_AHEAD` windows
-    ahead, and nothing held grows with the length of the video. Use it in a `with` block.
+    Every frame is in at least one window; only the last window may be shorter. A thread fills one window while
+    `WINDOWS_AHEAD` wait, and nothing held grows with the length of the video. Use it in a `with` block.
 
     Raises `UsageError` for a senseless rate, range or overlap, `MediaError` if nothing can be decoded or ffmpeg stands
     still.

@@ -12,6 +12,8 @@ import torch
 
 import avsseg.cli
 
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
 
 @pytest.fixture
 def avsseg_main(
@@ -19,7 +21,7 @@ def avsseg_main(
 ) -> Iterator[Callable[..., CompletedProcess[str]]]:
     """`avsseg ARGUMENTS...` in this process, through `main`."""
     monkeypatch.setenv("COLUMNS", "200")
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    handlers = {number: signal.getsignal(number) for number in SIGNALS}
     threads = torch.get_num_threads()
 
     def run(*arguments: object) -> CompletedProcess[str]:
@@ -37,18 +39,32 @@ def avsseg_main(
     torch.set_num_threads(threads)
 
 
-@pytest.fixture(scope="session")
-def start_avsseg() -> Callable[..., subprocess.Popen[str]]:
-    """Starts `python -m avsseg ARGUMENTS...` as a process of its own."""
+@pytest.fixture
+def start_avsseg() -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """Starts `python -m avsseg ARGUMENTS...` as a process of its own, which ends with the test."""
+    started: list[subprocess.Popen[str]] = []
 
     def start(*arguments: object) -> subprocess.Popen[str]:
-        return subprocess.Popen(
-            [sys.executable, "-m", "avsseg", *map(str, arguments)],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-        )
+        # a test run under nohup, or in a shell's background, would hand down signals that it ignores
+        ignored = [number for number in SIGNALS if signal.getsignal(number) is signal.SIG_IGN]
+        for number in ignored:
+            signal.signal(number, signal.SIG_DFL)
+        try:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "avsseg", *map(str, arguments)],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+                env={**os.environ, "OMP_NUM_THREADS": "1"},
+            )
+        finally:
+            for number in ignored:
+                signal.signal(number, signal.SIG_IGN)
+        started.append(process)
+        return process
 
-    return start
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()
