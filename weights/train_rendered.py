@@ -1,8 +1,8 @@
 """Makes the interim default weights, avs-mamba-tiny, from rendered scenes alone; nothing is downloaded.
 
-    python weights/train_rendered.py visual --folder runs/rendered --minutes 20
-    python weights/train_rendered.py audio  --folder runs/rendered --minutes 6
-    torchrun --nproc-per-node 2 weights/train_rendered.py joint --folder runs/rendered --minutes 80 --threads 1
+    python weights/train_rendered.py visual --folder runs/rendered --minutes 25 --learning-rate 1e-3
+    python weights/train_rendered.py audio  --folder runs/rendered --minutes 12 --learning-rate 1e-3
+    torchrun --nproc-per-node 2 weights/train_rendered.py joint --folder runs/rendered --minutes 67 --threads 1
     python weights/train_rendered.py export --folder runs/rendered
 
 `visual` teaches the backbone to tell the classes of single pictures, `audio` teaches the audio encoder to tell the

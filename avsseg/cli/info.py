@@ -90,12 +90,21 @@ def _cuda() -> str:
 
 
 def _scan() -> str:
+    from avsseg.ops import cpu
     from avsseg.ops.selective_scan import available_backends
 
     reasons = available_backends()
+    detail = ""
+    if not reasons["cpp"]:
+        try:
+            detail = f" with {cpu.capability()} instructions"
+        except ValueError as error:
+            reasons["cpp"] = str(error)
     usable = [name for name, reason in reasons.items() if not reason]
     others = [f"{name} cannot be used: {reason}" for name, reason in reasons.items() if reason]
-    return "; ".join([f"{usable[0]} on the CPU (usable: {', '.join(usable)})", *others])
+    return "; ".join(
+        [f"{usable[0]} on the CPU{detail if usable[0] == 'cpp' else ''} (usable: {', '.join(usable)})", *others]
+    )
 
 
 def _weights() -> dict[str, str]:

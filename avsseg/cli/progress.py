@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from types import TracebackType
 
@@ -40,10 +39,8 @@ class BatchProgress:
         self._task: TaskID | None = None
         self._label = ""
         self._last_line = 0.0
-        self._handler = _NoteHandler(self)
 
     def __enter__(self) -> BatchProgress:
-        logging.getLogger("avsseg").addHandler(self._handler)
         if self._bar is not None:
             self._bar.start()
         return self
@@ -51,7 +48,6 @@ class BatchProgress:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        logging.getLogger("avsseg").removeHandler(self._handler)
         if self._bar is not None:
             self._bar.stop()
         if kind is not None and issubclass(kind, (KeyboardInterrupt, SystemExit)):
@@ -90,14 +86,3 @@ class BatchProgress:
         """A line on stderr unless quiet."""
         if not self._quiet:
             self._console.print(text)
-
-
-class _NoteHandler(logging.Handler):
-    """Shows the warnings that library code logs as notes, above the bar."""
-
-    def __init__(self, progress: BatchProgress) -> None:
-        super().__init__(logging.WARNING)
-        self._progress = progress
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self._progress.note(f"avsseg: warning: {record.getMessage()}")

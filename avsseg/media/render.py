@@ -249,6 +249,8 @@ def _output(
         picture = picture.filter("pad", "ceil(iw/2)*2", "ceil(ih/2)*2")
     picture = picture.filter("format", "yuv420p")
     tracks, audio_options, warnings = _audio(info, source, container)
+    if info.is_hdr and not can_tone_map():
+        warnings.append("the HDR picture is kept as it is in 8 bits and may look wrong; an ffmpeg with zscale maps it")
     options: dict[str, Any] = {"fps_mode": "passthrough", "max_muxing_queue_size": 4096, **audio_options}
     options["max_error_rate"] = 1  # however damaged, what can be read is rendered
     encoder, encoder_options = _video_encoder(container)

@@ -48,7 +48,7 @@ class AvsMamba(nn.Module):
     def __init__(self, config: AvsMambaConfig) -> None:
         super().__init__()
         self.config = config
-        self.visual_backbone, channels = build_backbone(config.backbone)
+        self.visual_backbone, channels = build_backbone(config.backbone, drop_path=config.drop_path)
         self.audio_encoder = build_audio_encoder(config.audio_encoder)
         self._build_fusion(config, channels)
 

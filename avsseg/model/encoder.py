@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from avsseg.model.config import AvsMambaConfig
-from avsseg.model.scan_block import DropPath, GatedScanBlock, depthwise_conv
+from avsseg.model.scan_block import GatedScanBlock, depthwise_conv
 from avsseg.model.scan_plan import TokenGrid, frame_plan, temporal_plan
 
 
@@ -20,12 +20,11 @@ class MixFFN(nn.Module):
         self.fc1 = nn.Linear(C, 4 * C)
         self.dwconv = nn.Conv2d(4 * C, 4 * C, 3, padding=1, groups=4 * C)
         self.fc2 = nn.Linear(4 * C, C)
-        self.drop_path = DropPath(config.drop_path)
 
     def forward(self, tokens: Tensor, grid: TokenGrid) -> Tensor:
         """tokens (B, T * M, C) -> the same shape."""
         hidden = depthwise_conv(self.fc1(self.norm(tokens)), grid, self.dwconv)
-        return tokens + self.drop_path(self.fc2(F.gelu(hidden)))
+        return tokens + self.fc2(F.gelu(hidden))
 
 
 class EncoderLayer(nn.Module):

@@ -8,7 +8,10 @@ EMBEDDING_DIM = 128
 
 
 class Vggish(nn.Module):
-    """VGGish without its PCA; the keys `features.*` and `embeddings.*` are those of the public PyTorch port."""
+    """VGGish without its PCA; the keys `features.*` and `embeddings.*` are those of the public PyTorch port.
+
+    It comes trained on AudioSet and stays as it is (V-B): in eval mode always, without gradients for its weights.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -29,6 +32,11 @@ class Vggish(nn.Module):
             nn.Linear(4096, EMBEDDING_DIM),
             nn.ReLU(inplace=True),
         )
+        self.requires_grad_(False).eval()
+
+    def train(self, mode: bool = True) -> Vggish:
+        """Stays in eval mode."""
+        return super().train(False)
 
     def forward(self, log_mel: Tensor) -> Tensor:
         """log_mel (N, 1, 96, 64) -> (N, 128)."""

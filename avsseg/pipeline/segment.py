@@ -17,6 +17,7 @@ from avsseg.errors import EnvironmentFault, UsageError
 from avsseg.media.probe import VideoInfo, probe
 from avsseg.media.windows import clip_windows
 from avsseg.model.avs_mamba import normalise
+from avsseg.ops import cpu
 from avsseg.ops.selective_scan import set_default_backend
 from avsseg.pipeline.options import ModelOptions, Precision, SegmentOptions
 from avsseg.weights import load_model
@@ -153,6 +154,11 @@ def load_for(options: ModelOptions) -> LoadedModel:
         set_default_backend(options.scan_backend)
     except ValueError as error:
         raise EnvironmentFault(f"{error}. Use --scan-backend auto") from error
+    if not cpu.UNAVAILABLE_REASON:
+        try:
+            cpu.capability()
+        except ValueError as error:
+            raise EnvironmentFault(f"{error}. Correct the variable or unset it") from error
     return load_model(options.model, allow_untrained=options.allow_untrained, device=device)
 
 

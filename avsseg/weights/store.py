@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,10 +14,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from avsseg.errors import AvssegError, OutputError, WeightsError
+from avsseg.errors import AvssegError, WeightsError
 from avsseg.model.avs_mamba import AvsMamba
 from avsseg.model.config import PRESETS, AvsMambaConfig
 from avsseg.weights.registry import DEFAULT_MODEL, shipped_weights
+from avsseg.writers.base import written_whole
 
 METADATA_KEY = "avsseg"
 BINARY_CATEGORIES = ("sounding",)
@@ -108,18 +108,8 @@ def save_model(
         "training": dict(training or {}),
     }
     payload = save(tensors, metadata={METADATA_KEY: json.dumps(description)})
-    partial = path.with_name(path.name + ".partial")
-    try:
-        with partial.open("wb") as file:
-            file.write(payload)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise OutputError(
-            f"{path}: the weights cannot be written ({error.strerror}). Free space or choose a path"
-        ) from error
+    with written_whole(path) as partial:
+        partial.write_bytes(payload)
     return hashlib.sha256(payload).hexdigest()
 
 

@@ -149,6 +149,21 @@ class PartialOutput:
             self._lock.close()  # not earlier: without its lock the folder would be a leftover to other runs
 
 
+@contextlib.contextmanager
+def written_whole(target: Path) -> Iterator[Path]:
+    """A path for the body to write one file to, which becomes `target` when the body ends without an exception.
+
+    Raises OutputError when the disk refuses.
+    """
+    output = PartialOutput(target)
+    try:
+        with output_errors(target):
+            yield output.path
+        output.commit()
+    finally:
+        output.discard()
+
+
 def hold_lock(folder: Path) -> IO[bytes]:
     """Opens ``folder/lock``, locked until it is closed or this process ends."""
     created = folder / "lock.new"

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-import logging
+import re
 from pathlib import Path
 
 import pytest
@@ -17,7 +17,6 @@ def report(*, quiet: bool = False, inputs: int = 2) -> None:
     with BatchProgress(inputs, quiet=quiet) as progress:
         progress.started(1, JOB)
         progress.advanced(20, 120, 2.0)
-        logging.getLogger("avsseg.media.render").warning("audio is re-encoded")
         progress.finished(InputResult(JOB.input, "done", (Path("o.json"),), 60.0, 120, 3.21, ("no audio track",)))
         progress.finished(InputResult(JOB.input, "failed", error="videos/clip.mp4: is broken."))
 
@@ -31,7 +30,6 @@ def test_without_a_terminal_there_are_plain_lines(
     assert captured.out == ""
     assert captured.err.splitlines() == [
         "[1/2] clip.mp4 10/60 s",
-        "avsseg: warning: audio is re-encoded",
         "avsseg: warning: videos/clip.mp4: no audio track",
         "[1/2] clip.mp4: 120 masks in 3.2 s -> o.json",
         "avsseg: error: videos/clip.mp4: is broken.",
@@ -55,6 +53,7 @@ def test_a_terminal_gets_a_bar_with_the_time_left(
     shown = capsys.readouterr().err
     assert "10/60 s" in shown
     assert "━" in shown
+    assert re.search(r"(\d|-):(\d\d|--):(\d\d|--)", shown)
 
 
 def test_an_unknown_length_shows_how_far_it_came(

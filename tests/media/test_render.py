@@ -305,6 +305,32 @@ def test_colour_tags_and_the_colour_itself_are_kept(matrix, pixels, each_ffmpeg,
     assert strip_colour == pytest.approx([200, 60, 20], abs=6)
 
 
+@pytest.fixture
+def hdr_video(encode_barcodes, tmp_path) -> Path:
+    path = tmp_path / "hdr.mkv"
+    tags = "setparams=color_primaries=bt2020:color_trc=smpte2084:colorspace=bt2020nc:range=tv"
+    encode_barcodes(path, 30, "-vf", f"format=yuv420p10le,{tags}", "-c:v", "ffv1")
+    return path
+
+
+def test_an_hdr_picture_becomes_an_ordinary_one(each_ffmpeg, hdr_video, tmp_path):
+    info = probe(hdr_video)
+    with OverlayRenderer(info, tmp_path / "overlay.mp4", **RED, rate=1.0) as renderer:
+        renderer.write(strip(0.0))
+    made = probe(tmp_path / "overlay.mp4")
+    assert (made.is_hdr, made.color_transfer, made.color_space) == (False, "bt709", "bt709")
+    assert renderer.warnings == ()
+    with sample_frames(info, size=96) as mapped, sample_frames(made, size=96) as shown:
+        assert abs(next(mapped).astype(int) - next(shown)).mean() < 4
+
+
+def test_an_hdr_picture_that_cannot_be_mapped_is_a_warning(hdr_video, tmp_path, monkeypatch):
+    monkeypatch.setattr("avsseg.media.probe.filters", lambda: frozenset())
+    with OverlayRenderer(probe(hdr_video), tmp_path / "overlay.mp4", **RED, rate=1.0) as renderer:
+        renderer.write(strip(0.0))
+    assert any("HDR" in warning and "zscale" in warning for warning in renderer.warnings)
+
+
 def test_masks_may_come_slower_than_the_watchdog_waits(each_ffmpeg, barcode_video, watch, tmp_path):
     with OverlayRenderer(
         probe(barcode_video("plain").path), tmp_path / "overlay.mp4", **RED, rate=1.0, stall_s=0.4

@@ -49,6 +49,55 @@ def test_every_ablation_runs_and_removes_parameters(name: str) -> None:
     assert sum(p.numel() for p in ablated.parameters()) < sum(p.numel() for p in full.parameters())
 
 
+# Ablation -> the modules that must be gone; all others stay.
+REMOVED = {
+    "no-mte": ["encoder.layers."],
+    "no-vss": ["encoder.layers.0.vss.", "encoder.layers.1.vss."],
+    "no-mte-temporal": ["encoder.layers.0.temporal.", "encoder.layers.1.temporal."],
+    "no-mad": ["decoder.layers."],
+    "no-mad-frame": [f"decoder.layers.{layer}.{scale}.frame." for layer in range(2) for scale in range(3)],
+    "no-mad-temporal": [f"decoder.layers.{layer}.{scale}.temporal." for layer in range(2) for scale in range(3)],
+    "no-cip": [f"pyramid.levels.{i}.{part}." for i in range(4) for part in ("temporal", "audio_to_visual")],
+    "no-cip-temporal": [f"pyramid.levels.{i}.temporal." for i in range(4)],
+    "no-cip-a2v": [f"pyramid.levels.{i}.audio_to_visual." for i in range(4)],
+}
+
+
+@pytest.mark.parametrize("name", sorted(set(ABLATIONS) - {f"k{k}" for k in TEMPORAL_DIRECTIONS}))
+def test_each_ablation_removes_its_part_and_no_other(name: str) -> None:
+    with torch.device("meta"):
+        full, ablated = AvsMamba(SMALL).state_dict(), AvsMamba(replace(SMALL, **ABLATIONS[name])).state_dict()
+    assert set(ablated) == {key for key in full if not key.startswith(tuple(REMOVED[name]))}
+    assert all(any(key.startswith(part) for key in full) for part in REMOVED[name])
+
+
+def test_visual_features_are_normalised_in_32_groups() -> None:
+    projection = build(replace(SMALL, dim=64)).visual_projections[2].double()
+    feature = torch.randn(2, 160, 3, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        projection[1].weight.uniform_(0.5, 1.5)
+        projection[1].bias.uniform_(-1, 1)
+        raw = projection[0](feature)
+        expected = torch.empty_like(raw)
+        for sample in range(2):
+            for first in range(0, 64, 2):
+                group = raw[sample, first : first + 2]
+                spread = (group.var(correction=0) + 1e-5).sqrt()
+                expected[sample, first : first + 2] = (group - group.mean()) / spread
+        expected = expected * projection[1].weight[:, None, None] + projection[1].bias[:, None, None]
+        torch.testing.assert_close(projection(feature), expected)
+
+
+def test_vggish_is_never_trained() -> None:
+    with torch.device("meta"):
+        model = AvsMamba(replace(SMALL, audio_encoder="vggish")).train()
+    assert model.visual_backbone.training
+    assert not model.audio_encoder.training
+    trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    assert not any(name.startswith("audio_encoder.") for name in trained)
+    assert any(name.startswith("audio_projection.") for name in trained)
+
+
 @pytest.mark.parametrize("directions", TEMPORAL_DIRECTIONS)
 def test_every_number_of_directions(directions: int) -> None:
     model = build(replace(SMALL, **ABLATIONS[f"k{directions}"]))
@@ -75,9 +124,6 @@ def test_sound_changes_the_masks() -> None:
 
 def test_layer_logits_end_with_the_prediction_and_train_every_parameter() -> None:
     model = build(replace(SMALL, drop_path=0.0)).train()
-    for module in model.modules():
-        if hasattr(module, "p"):
-            module.p = 0.0
     layers = model.layer_logits(*clip(2, 32, 32, B=2))
     assert len(layers) == 2
     sum(layer.square().mean() for layer in layers).backward()

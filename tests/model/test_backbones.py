@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from avsseg.model.backbones import build_backbone
 from avsseg.model.backbones.pvt_v2 import PVT_V2
@@ -65,6 +66,69 @@ def test_pvt_attention_against_plain_softmax() -> None:
     torch.testing.assert_close(attention(x, 8, 8), attention.proj(torch.cat(heads, -1)))
 
 
+# heads, MLP ratios and spatial reductions of the official configurations; shapes alone do not show the heads
+OFFICIAL = {
+    **dict.fromkeys(("pvt_v2_b0", "pvt_v2_b1", "pvt_v2_b2", "pvt_v2_b3", "pvt_v2_b4"), (8, 8, 4, 4)),
+    "pvt_v2_b5": (4, 4, 4, 4),
+}
+
+
+@pytest.mark.parametrize("name", sorted(PVT_V2))
+def test_pvt_v2_has_the_official_configuration(name: str) -> None:
+    config = PVT_V2[name]
+    assert (config.heads, config.mlp_ratios, config.reductions) == ((1, 2, 5, 8), OFFICIAL[name], (8, 4, 2, 1))
+
+
+def layer_norm(x: torch.Tensor, norm: torch.nn.LayerNorm, eps: float) -> torch.Tensor:
+    centred = x - x.mean(-1, keepdim=True)
+    return centred / (centred.square().mean(-1, keepdim=True) + eps).sqrt() * norm.weight + norm.bias
+
+
+@torch.no_grad()
+def test_a_pvt_stage_against_its_formula() -> None:
+    torch.manual_seed(0)
+    backbone = build_backbone("pvt_v2_b0")[0].double().eval()
+    for parameter in backbone.parameters():
+        parameter.mul_(0.3).add_(0.02 * torch.randn_like(parameter))  # small, so that every eps shows
+    picture = 0.1 * torch.randn(1, 3, 64, 64, dtype=torch.float64)
+    embed, (block, second), last = backbone.patch_embed1, backbone.block1, backbone.norm1
+    patches = F.conv2d(picture, embed.proj.weight, embed.proj.bias, stride=4, padding=3)
+    x = layer_norm(patches.flatten(2).transpose(1, 2), embed.norm, 1e-5)
+    for part in (block, second):
+        attention, mlp = part.attn, part.mlp
+        y = layer_norm(x, part.norm1, 1e-6)
+        picture_of_y = y.transpose(1, 2).reshape(1, 32, 16, 16)
+        reduced = F.conv2d(picture_of_y, attention.sr.weight, attention.sr.bias, stride=8).flatten(2).transpose(1, 2)
+        key, value = attention.kv(layer_norm(reduced, attention.norm, 1e-5)).chunk(2, -1)
+        x = x + attention.proj((attention.q(y) @ key.transpose(1, 2) * 32**-0.5).softmax(-1) @ value)  # one head
+        hidden = mlp.fc1(layer_norm(x, part.norm2, 1e-6)).transpose(1, 2).reshape(1, 256, 16, 16)
+        hidden = F.conv2d(hidden, mlp.dwconv.dwconv.weight, mlp.dwconv.dwconv.bias, padding=1, groups=256)
+        gelu = 0.5 * hidden * (1 + torch.erf(hidden / 2**0.5))
+        x = x + mlp.fc2(gelu.flatten(2).transpose(1, 2))
+    expected = layer_norm(x, last, 1e-6).transpose(1, 2).reshape(1, 32, 16, 16)
+    torch.testing.assert_close(backbone(picture)[0], expected)
+
+
+@torch.no_grad()
+def test_a_resnet_bottleneck_strides_in_its_middle_convolution() -> None:
+    torch.manual_seed(0)
+    block = build_backbone("resnet50")[0].layer2[0].double().eval()
+
+    def norm(x: torch.Tensor, bn: torch.nn.BatchNorm2d) -> torch.Tensor:
+        scale = bn.weight / (bn.running_var + 1e-5).sqrt()
+        return x * scale[:, None, None] + (bn.bias - bn.running_mean * scale)[:, None, None]
+
+    for bn in (block.bn1, block.bn2, block.bn3, block.downsample[1]):
+        for tensor in (bn.weight, bn.bias, bn.running_mean, bn.running_var):
+            tensor.uniform_(0.1, 1)
+    x = torch.randn(1, 256, 8, 8, dtype=torch.float64)
+    y = norm(F.conv2d(x, block.conv1.weight), block.bn1).relu()
+    y = norm(F.conv2d(y, block.conv2.weight, stride=2, padding=1), block.bn2).relu()
+    y = norm(F.conv2d(y, block.conv3.weight), block.bn3)
+    residual = norm(F.conv2d(x, block.downsample[0].weight, stride=2), block.downsample[1])
+    torch.testing.assert_close(block(x), (y + residual).relu())
+
+
 def test_audio_encoders() -> None:
     compact = build_audio_encoder("compact").eval()
     assert isinstance(compact, CompactAudioEncoder)
@@ -85,5 +149,8 @@ def test_vggish_flattens_channels_last() -> None:
         vggish.embeddings[2].weight[0, 0] = 1.0
         vggish.embeddings[4].weight[7, 0] = 1.0
         out = vggish(torch.zeros(1, 1, 96, 64))
+        vggish.embeddings[4].bias[9] = -1.0  # the last layer has a ReLU too
+        below = vggish(torch.zeros(1, 1, 96, 64))
     assert out[0, 7].item() == 2.0
     assert out.sum().item() == 2.0
+    assert torch.equal(below, out)

@@ -11,7 +11,7 @@ from avsseg.model.scan_block import DropPath, GatedScanBlock, SelectiveScan
 from avsseg.model.scan_plan import TokenGrid, audio_to_visual_plan, frame_plan, temporal_plan, visual_to_audio_plan
 
 CPU = torch.device("cpu")
-CONFIG = AvsMambaConfig(dim=64, state_size=3, expand=1)  # two channels a GroupNorm group; D = 64, R = 4
+CONFIG = AvsMambaConfig(dim=64, state_size=3, expand=1)  # D = 64, R = 4
 
 
 def recurrence(scan: SelectiveScan, tokens: Tensor, plan: Tensor) -> Tensor:

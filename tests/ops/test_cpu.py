@@ -89,6 +89,16 @@ def test_small_and_large_delta_side_by_side(large, random_problem, recurrence, s
     assert_close(scan(exact.to(torch.float32), backend="cpp"), recurrence(exact), FORWARD_TOLERANCE)
 
 
+@pytest.mark.parametrize("position", [1, 4, 7, 12, 39])
+@pytest.mark.usefixtures("capability")
+def test_one_large_delta_among_small_ones(position, random_problem, recurrence, scan, assert_close):
+    exact = random_problem(1, 40, 20, 1, 4)
+    tokens = exact.tokens.clone()
+    tokens[0, position] *= 300  # delta grows with its token, in one step of a tile
+    exact = exact.replace(tokens=tokens, plan=torch.arange(40, dtype=torch.int32)[None])
+    assert_close(scan(exact.to(torch.float32), backend="cpp"), recurrence(exact), FORWARD_TOLERANCE)
+
+
 # One block of channels; several blocks of channels; several batch elements.
 @pytest.mark.parametrize("sizes", [(1, 70, 64, 4, 4), (1, 150, 200, 8, 16), (5, 40, 96, 4, 8)], ids=str)
 @pytest.mark.usefixtures("_restore_threads", "compiled_scan")

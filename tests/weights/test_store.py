@@ -111,6 +111,8 @@ def test_wrong_names() -> None:
 
 
 def test_unwritable_target_leaves_nothing(model: AvsMamba, tmp_path: Path) -> None:
+    in_the_way = tmp_path / "file"
+    in_the_way.touch()
     with pytest.raises(OutputError, match="cannot be written"):
-        save_model(tmp_path / "missing" / "x.safetensors", model)
-    assert list(tmp_path.iterdir()) == []
+        save_model(in_the_way / "x.safetensors", model)
+    assert list(tmp_path.iterdir()) == [in_the_way]
