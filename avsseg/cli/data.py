@@ -1,4 +1,4 @@
-"""`avsseg data ...`: datasets. In this version: `synth`, which renders one."""
+"""`avsseg data ...`: datasets. In this version: `synth`, which renders one, and `clip`, one video."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-app = typer.Typer(help="Make and check datasets.", no_args_is_help=True)
+app = typer.Typer(help="Render datasets and clips whose truth is known.", no_args_is_help=True)
 
 
 class SubsetName(str, Enum):
@@ -20,7 +20,7 @@ class SubsetName(str, Enum):
 
 @app.callback()
 def _data() -> None:
-    """Make and check datasets."""
+    """Render datasets and clips whose truth is known."""
 
 
 @app.command("synth")
@@ -50,7 +50,8 @@ def synth(
         seconds=seconds,
         size=size,
     )
-    with Progress(console=Console(stderr=True), transient=True) as progress:
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, redirect_stdout=False, disable=not console.is_terminal) as progress:
         task = progress.add_task("rendering", total=clips + val_clips + test_clips)
         for _ in write_dataset(folder, settings, jobs=jobs):
             progress.advance(task)

@@ -35,6 +35,7 @@ class BatchProgress:
                 TimeRemainingColumn(),
                 console=self._console,
                 transient=True,
+                redirect_stdout=False,  # stdout is for results, wherever it leads
             )
         self._task: TaskID | None = None
         self._label = ""
@@ -76,7 +77,8 @@ class BatchProgress:
             return
         places = ", ".join(printable(path) for path in result.outputs)
         if result.status == "skipped":
-            self.note(f"{self._label}: {places} exists already; --overwrite makes it again")
+            verb, them = ("exists", "it") if len(result.outputs) == 1 else ("exist", "them")
+            self.note(f"{self._label}: {places} {verb} already; --overwrite makes {them} again")
             return
         for warning in result.warnings:
             self.note(f"avsseg: warning: {printable(result.input)}: {warning}")

@@ -157,7 +157,10 @@ def run(
     ] = ModelOptions.device,
     precision: Annotated[
         Precision,
-        typer.Option(help="Number format of the model; auto is fp32 on a CPU, bf16 on CUDA.", rich_help_panel=_MACHINE),
+        typer.Option(
+            help="Number format of the model; auto is fp32 on a CPU (the others are slower there), bf16 on CUDA.",
+            rich_help_panel=_MACHINE,
+        ),
     ] = SegmentOptions.precision,
     threads: Annotated[
         int | None,

@@ -23,6 +23,7 @@ from avsseg.data.synthetic_shapes import CLASSES
 from avsseg.data.synthetic_sound import SAMPLE_RATE
 from avsseg.errors import OutputError, UsageError, printable
 from avsseg.media.ffmpeg import FfmpegProcess, command, file_url
+from avsseg.writers.base import output_errors, written_whole
 
 Subset = Literal["s4", "ms3"]
 # AVSBench keeps sample 15 of 16 a second, so its frame of second t is the one at t + 15/16.
@@ -70,6 +71,10 @@ def write_dataset(folder: Path, settings: SynthSettings, *, jobs: int = 1) -> It
     table = folder / root / f"{short}_meta_data.csv"
     if table.exists():
         raise UsageError(f"{printable(table)} exists: the dataset is already there. Choose another folder")
+    if settings.train + settings.val + settings.test == 0:
+        raise UsageError("a dataset of no clips: ask for at least one")
+    with output_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     counts: dict[Split, int] = {"train": settings.train, "val": settings.val, "test": settings.test}
     first = settings.seed * 1_000_000
     seeds = [(split, first + index) for split, count in counts.items() for index in range(count)]
@@ -78,10 +83,8 @@ def write_dataset(folder: Path, settings: SynthSettings, *, jobs: int = 1) -> It
         rows.append((name, f"{seed}", category, split) if settings.subset == "s4" else (name, split))
         yield split, name
     header = ("name", "start", "category", "split") if settings.subset == "s4" else ("name", "split")
-    partial = table.with_name(table.name + ".partial")
-    with partial.open("w", newline="") as file:
+    with written_whole(table) as partial, partial.open("w", newline="") as file:
         csv.writer(file).writerows([header, *rows])
-    partial.replace(table)
 
 
 def write_clip(
@@ -96,8 +99,14 @@ def write_clip(
 ) -> SceneDescription:
     """One mp4 of a scene with two objects that sound in turn: the first in the first half, the other in the second.
 
-    Raises OutputError if ffmpeg fails.
+    Raises UsageError for a name that is taken or does not end in .mp4, OutputError if ffmpeg fails.
     """
+    if path.suffix.lower() != ".mp4":
+        raise UsageError(f"{printable(path)}: the clip is an MP4 file; give a name that ends in .mp4")
+    if path.exists():
+        raise UsageError(f"{printable(path)} exists already. Remove it or choose another name")
+    with output_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
     description, events = two_in_turn(seed, split=split, seconds=seconds, aspect=width / height)
     _encode(path, description, mix(description, events), height, width, frame_rate)
     return description
@@ -127,8 +136,11 @@ def _write_all(
         return
     with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
         futures = [pool.submit(_write_one, data, settings, split, seed) for split, seed in seeds]
-        for future in futures:
-            yield future.result()
+        try:
+            for future in futures:
+                yield future.result()
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)  # after Ctrl-C the clips not begun are not rendered
 
 
 def _write_one(data: Path, settings: SynthSettings, split: Split, seed: int) -> tuple[Split, int, str, str]:

@@ -244,9 +244,13 @@ def _output(
     masks = masks.filter("scale", info.width, info.height, flags="bilinear")
     if start_s:
         masks = masks.filter("settb", "1/1000000").filter("setpts", f"PTS+{round((start_s - seek_s) * 1e6)}")
+    right, bottom = info.width % 2, info.height % 2
+    if right or bottom:
+        # 4:2:0 video has even sides: the last column and row are repeated. Until then in 4:4:4, since on subsampled
+        # pictures the filters leave out half a chroma sample, and with it that column and row.
+        picture = picture.filter("format", "yuv444p").filter("pad", info.width + right, info.height + bottom)
+        picture = picture.filter("fillborders", right=right, bottom=bottom, mode="smear")
     picture = ffmpeg.filter([picture, masks], "overlay", shortest=1)
-    if info.width % 2 or info.height % 2:
-        picture = picture.filter("pad", "ceil(iw/2)*2", "ceil(ih/2)*2")
     picture = picture.filter("format", "yuv420p")
     tracks, audio_options, warnings = _audio(info, source, container)
     if info.is_hdr and not can_tone_map():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import queue
+import re
 import threading
 import weakref
 from collections.abc import Iterator
@@ -245,17 +246,23 @@ class _Decoder:
             heard = f"{self._sound.samples / SAMPLE_RATE_HZ:.1f} s of sound"
             warnings.append(f"ffmpeg {self._sound.failure} after {heard}; the rest counts as silent")
         if missing_s:
-            warnings.append(f"truncated: {missing_s:.1f} s of {announced_s:.1f} s are missing at the end")
+            warnings.append(f"truncated: at least {missing_s:.1f} s of {announced_s:.1f} s are missing at the end")
         if complained:
-            warnings.append(f"damaged picture: {complained} decoder messages, the last: {self._frames.last_error}")
+            warnings.append(f"damaged picture: {_complaints(complained, self._frames.last_error)}")
         if unheard:
-            warnings.append(f"damaged sound: {unheard} decoder messages, the last: {self._sound.last_error}")
+            warnings.append(f"damaged sound: {_complaints(unheard, self._sound.last_error)}")
         if self._info.has_audio and not self._sound.samples:
             warnings.append("the audio track cannot be decoded; segmented as silent")
         damaged = bool(
             complained or unheard or self._frames.failure or self._frames.stands_still or self._sound.failure
         )
         return _Summary(missing_s, damaged, tuple(warnings))
+
+
+def _complaints(lines: int, last: str) -> str:
+    """What ffmpeg said, without the addresses of its objects, which differ from run to run."""
+    text = re.sub(r"^(\[[^\]]* @ 0x[0-9a-f]+\] )+", "", last)
+    return f"1 message of the decoder: {text}" if lines == 1 else f"{lines} messages of the decoder, the last: {text}"
 
 
 class _ExampleCutter:

@@ -48,7 +48,8 @@ class SegmentOptions:
         if self.window < 1:
             raise UsageError(f"window is {self.window}; it must be at least 1 mask")
         if not 0 <= self.overlap < self.window:
-            raise UsageError(f"overlap is {self.overlap}; it must be from 0 to window - 1 = {self.window - 1} masks")
+            most = self.window - 1
+            raise UsageError(f"overlap is {self.overlap}; with a window of {self.window} it must be from 0 to {most}")
         if not (math.isfinite(self.start_s) and self.start_s >= 0):
             raise UsageError(f"start is {self.start_s} s; it must be 0 or later")
         if self.end_s is not None and not self.end_s > self.start_s:

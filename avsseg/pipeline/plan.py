@@ -106,7 +106,8 @@ def find_inputs(
         raise UsageError("the list on stdin is empty")
     if not found:
         named = ", ".join(printable(argument) for argument in arguments) or "nothing"
-        hint = "" if recursive else "; -r searches subfolders too"
+        folders = any(os.path.isdir(argument) for argument in arguments)
+        hint = "; -r searches subfolders too" if folders and not recursive else ""
         raise UsageError(f"no videos found in {named}{hint}")
     for folder in empty:
         add(folder, PurePath(folder.name))

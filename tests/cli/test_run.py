@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+import contextlib
 import io
 import json
+import os
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -28,6 +31,25 @@ def test_the_suffix_picks_the_result_and_its_path_is_all_of_stdout(
     assert "these masks are noise" in outcome.stderr
     if name == "overlay.mp4":
         assert probe(tmp_path / name).duration_s == pytest.approx(3.0, abs=0.1)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs a pseudo-terminal")
+def test_results_go_to_stdout_though_stderr_is_a_terminal(clip: Path, tmp_path: Path, untrained_file: Path) -> None:
+    terminal, end = os.openpty()
+    command = [sys.executable, "-m", "avsseg", "run", clip, "--out", tmp_path / "o", "--model", untrained_file, *SMALL]
+    environment = {**os.environ, "TERM": "xterm", "COLUMNS": "80"}
+    process = subprocess.Popen(command, stdin=end, stdout=subprocess.PIPE, stderr=end, env=environment)
+    os.close(end)
+    shown = b""
+    with contextlib.suppress(OSError):  # Linux reports the end of a terminal as an error
+        while part := os.read(terminal, 4096):
+            shown += part
+    os.close(terminal)
+    with process:
+        assert process.stdout is not None
+        assert process.stdout.read().decode() == f"{tmp_path / 'o'}\n"
+    assert process.returncode == 0
+    assert b"3/3 s" in shown  # the bar, which was there to be in the way
 
 
 def test_json_gives_one_object_for_each_input(

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from avsseg.cli.data import app
 from avsseg.data.avsbench import AvsBenchClips, list_clips, read_wav
 from avsseg.data.synthetic_dataset import SynthSettings, two_in_turn, write_clip, write_dataset
-from avsseg.errors import DataError, UsageError
+from avsseg.errors import DataError, OutputError, UsageError
 from avsseg.media.probe import probe
 
 TINY = {"train": 2, "val": 1, "test": 1, "size": 64, "height": 64, "frame_rate": 10}
@@ -50,6 +50,27 @@ def test_s4_training_clips_have_the_first_mask_only(s4: Path) -> None:
     assert {clip.category for clip in train.clips} <= {
         "star", "wheel", "fish", "ladder", "crescent", "cross", "gourd", "zigzag",
     }  # fmt: skip
+
+
+def test_wrong_requests_are_one_line_errors(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no clips"):
+        next(write_dataset(tmp_path, SynthSettings(train=0, val=0, test=0)))
+    in_the_way = tmp_path / "file.mp4"
+    in_the_way.touch()
+    with pytest.raises(OutputError, match="cannot be written"):
+        next(write_dataset(in_the_way / "data", SynthSettings(**TINY)))
+    with pytest.raises(UsageError, match="exists already"):
+        write_clip(in_the_way, 0)
+    with pytest.raises(UsageError, match=r"ends in \.mp4"):
+        write_clip(tmp_path / "clip.avi", 0)
+
+
+def test_ending_early_renders_no_further_clips(tmp_path: Path) -> None:
+    clips = write_dataset(tmp_path, SynthSettings(**{**TINY, "train": 40}), jobs=2)
+    next(clips)
+    clips.close()
+    assert len(list(tmp_path.rglob("*.mp4"))) < 20
+    assert not list(tmp_path.rglob("*.csv"))
 
 
 def test_mask_encodings(ms3: Path, s4: Path) -> None:

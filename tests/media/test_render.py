@@ -115,6 +115,26 @@ def test_every_frame_keeps_its_time_and_shows_the_mask_of_its_interval(
     assert made.frame_rate == pytest.approx(len(video.times) / (video.end_s - video.times[0]), rel=0.02)
 
 
+def test_an_odd_picture_keeps_its_last_column_and_row(each_ffmpeg, encode_barcodes, tmp_path):
+    source = tmp_path / "odd.mkv"
+    encode_barcodes(source, 10, "-vf", "format=yuv444p,crop=159:95,negate", "-c:v", "ffv1")
+    info = probe(source)
+    made = render(info, tmp_path / "overlay.mp4", [0.0])
+
+    def first_frame(path: Path, width: int, height: int) -> NDArray[np.int64]:
+        program = [str(find_ffmpeg().path), "-v", "error", "-nostdin", "-i", str(path), "-map", "0:V:0"]
+        arguments = ["-frames:v", "1", "-f", "rawvideo", "-pix_fmt", "rgb24", "pipe:1"]
+        pixels = subprocess.run([*program, *arguments], check=True, stdout=subprocess.PIPE).stdout
+        return np.frombuffer(pixels, np.uint8).reshape(height, width, 3).astype(int)
+
+    before, after = first_frame(source, 159, 95), first_frame(made, 160, 96)
+    assert before[-1].mean() > 30  # black would not show
+    assert before[:, -1].mean() > 30
+    for row in (-2, -1):
+        assert abs(after[row, :159] - before[-1]).mean() < 12
+        assert abs(after[:95, row] - before[:, -1]).mean() < 12
+
+
 @pytest.mark.parametrize("suffix", ["mp4", "mkv", "mov", "webm"])
 def test_each_container_is_written_as_such(suffix, each_ffmpeg, barcode_video, watch, tmp_path):
     video = barcode_video("plain")

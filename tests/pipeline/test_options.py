@@ -15,7 +15,7 @@ from avsseg.pipeline.options import OutputOptions, SegmentOptions
         ({"rate": float("nan")}, "from 0.001"),
         ({"size": 31}, "at least 32 pixels"),
         ({"window": 0}, "at least 1 mask"),
-        ({"window": 4, "overlap": 4}, "from 0 to window - 1 = 3"),
+        ({"window": 4, "overlap": 4}, "with a window of 4 it must be from 0 to 3"),
         ({"overlap": -1}, "from 0"),
         ({"start_s": -0.5}, "0 or later"),
         ({"start_s": 5, "end_s": 5}, "later than start"),
