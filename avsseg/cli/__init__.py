@@ -58,6 +58,9 @@ def _common(
 def main() -> NoReturn:
     """Runs the program and exits; the one place where errors become text."""
     _install_signal_handlers()
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:  # closed by the caller, as `>&-` does
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115 (open to the end)
     try:
         _run()
     except SystemExit as stop:
@@ -81,8 +84,9 @@ def _run() -> NoReturn:
         logging.getLogger("avsseg").setLevel(logging.DEBUG)
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
-            # file names are bytes: those that are not UTF-8 go out as they came in
-            stream.reconfigure(errors="surrogateescape" if stream is sys.stdout else "backslashreplace")
+            # file names are bytes: those that are not UTF-8 go out as they came in, wherever that can be written
+            exact = stream is sys.stdout and stream.encoding.lower().replace("-", "") == "utf8"
+            stream.reconfigure(errors="surrogateescape" if exact else "backslashreplace")
     try:
         app()
     except AvssegError as error:

@@ -32,6 +32,8 @@ avsseg run -r videos --out results --format coco  [dim]every video under videos/
 find . -name '*.mp4' -print0 | avsseg run -0 - --out results --json  [dim]a list on stdin, JSON lines on stdout[/dim]
 """
 
+LATEST_S = 1e7  # four months
+
 _OUTPUT = "Output"
 _SEGMENTATION = "Segmentation"
 _MACHINE = "Model and machine"
@@ -166,6 +168,7 @@ def run(
         int | None,
         typer.Option(
             min=1,
+            max=1024,
             metavar="N",
             help="CPU threads of the model. Default: one for each core.",
             show_default=False,
@@ -249,6 +252,8 @@ def parse_time(text: str) -> float:
     seconds = 0.0
     for part in text.split(":"):
         seconds = seconds * 60 + float(part)
+    if seconds > LATEST_S:
+        raise UsageError(f"{text!r} is not a time in a video; the latest is {LATEST_S:.0f} seconds")
     return seconds
 
 

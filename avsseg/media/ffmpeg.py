@@ -6,11 +6,13 @@ ffmpeg is always a child process that is given a list of arguments, never a shel
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 import os
 import re
 import shutil
+import signal
 import subprocess
 import tempfile
 import threading
@@ -30,6 +32,8 @@ logger = logging.getLogger(__name__)
 
 MINIMUM_VERSION = (5, 1)  # the first with -fps_mode
 STALL_S = 30.0
+# A child that computes without giving anything away, on the long way to a far mask, has this many times as long.
+BUSY_FACTOR = 20
 
 # A media file may name other files and servers (playlists, concat lists, SDP, DASH, image patterns). Only formats that
 # hold their media themselves are opened, and nothing but files and pipes, so reading one file reads that file alone.
@@ -158,7 +162,8 @@ class FfmpegProcess:
 
     An unread stderr pipe fills up and stops ffmpeg for good; a file does not. While a `read_into`, `write` or `wait`
     blocks, a watchdog counts: after `stall_s` seconds in which no byte moved and `progress` returned the same value,
-    the child is killed and `stalled` is True. Time between calls does not count, so the caller may be slow.
+    the child is killed and `stalled` is True. One that computes meanwhile has `BUSY_FACTOR` times as long. Time between
+    calls does not count, so the caller may be slow.
 
     `stdin` is True for a pipe to `write` to, or another process, whose stdout this one then reads.
     """
@@ -240,7 +245,7 @@ class FfmpegProcess:
     def kill(self) -> None:
         """End the child now. A read or write that another thread is blocked in returns."""
         self._killed = True
-        self._popen.kill()
+        _kill(self._popen)
 
     def failure(self) -> str:
         """How the ended child came to a bad end that neither `kill` nor the watchdog caused; "" if it did not.
@@ -260,7 +265,7 @@ class FfmpegProcess:
         count = sum(chunk.count(b"\n") for chunk in iter(lambda: self._stderr.read(1 << 16), b""))
         self._stderr.seek(max(0, self._stderr.tell() - limit))
         tail = self._stderr.read().decode("utf-8", "replace")
-        return [line.strip() for line in tail.splitlines() if line.strip()], count
+        return [line.strip() for line in tail.split("\n") if line.strip()], count
 
     def close(self) -> None:
         """End the child if it still runs and release everything; may be called twice."""
@@ -294,7 +299,8 @@ class _Watchdog(threading.Thread):
         self._blocked_since = None
 
     def run(self) -> None:
-        moved_at, seen = time.monotonic(), None
+        moved_at = busy_at = time.monotonic()
+        seen, computed = None, None
         while not self.done.wait(min(1.0, self._limit_s / 4)):
             blocked_since = self._blocked_since
             if blocked_since is None:
@@ -302,16 +308,39 @@ class _Watchdog(threading.Thread):
             now = time.monotonic()
             if self._progress is not None and (token := self._progress()) != seen:
                 moved_at, seen = now, token
-            if now - max(blocked_since, moved_at) > self._limit_s:
+            if (spent := _cpu_time(self._popen.pid)) != computed:
+                busy_at, computed = now, spent
+            waited_s = now - max(blocked_since, moved_at)
+            idle_s = min(waited_s, now - busy_at)
+            if idle_s > self._limit_s or waited_s > self._limit_s * BUSY_FACTOR:
                 self.stalled = True
-                self._popen.kill()
+                _kill(self._popen)
                 return
+
+
+def _cpu_time(pid: int) -> int | None:
+    """Clock ticks that a process has computed for; None where the system does not tell (only Linux does)."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
+    except OSError:
+        return None
+    return int(fields[11]) + int(fields[12])
+
+
+def _kill(popen: subprocess.Popen[bytes]) -> None:
+    """End a child and what it has started: of a wrapper script, only the script would die otherwise."""
+    if popen.poll() is not None:
+        return
+    if hasattr(os, "killpg"):
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(popen.pid, signal.SIGKILL)  # a session of its own is a process group of its own
+    else:
+        popen.kill()
 
 
 def _end(popen: subprocess.Popen[bytes], watchdog: _Watchdog, stderr: IO[bytes]) -> None:
     watchdog.done.set()
-    if popen.poll() is None:
-        popen.kill()
+    _kill(popen)
     popen.wait()
     for pipe in (popen.stdin, popen.stdout):
         if pipe is not None:
@@ -322,7 +351,7 @@ def _end(popen: subprocess.Popen[bytes], watchdog: _Watchdog, stderr: IO[bytes])
 
 
 def run_ffmpeg(arguments: list[str], *, stall_s: float = STALL_S) -> tuple[str, list[str], int]:
-    """Run a short command: its stdout, the last lines of its stderr (up to 64 KiB), its exit code.
+    """Run a short command: its stdout, the lines of its stderr (the last 8 MiB of them), its exit code.
 
     Raises `TimeoutError` if nothing came for `stall_s` seconds.
     """
@@ -334,5 +363,5 @@ def run_ffmpeg(arguments: list[str], *, stall_s: float = STALL_S) -> tuple[str, 
         code = process.wait()
         if process.stalled:
             raise TimeoutError(f"ffmpeg made no progress for {stall_s:g} s")
-        lines, _ = process.messages(limit=1 << 16)
+        lines, _ = process.messages(limit=1 << 23)  # hundreds of chapters, or of complaints, come first
     return output.decode("utf-8", "replace"), lines, code

@@ -18,10 +18,10 @@ import ffmpeg
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from avsseg.errors import EnvironmentFault, OutputError, UsageError, printable
+from avsseg.errors import EnvironmentFault, MediaError, OutputError, UsageError, printable
 from avsseg.media.ffmpeg import STALL_S, FfmpegProcess, command, encoders, file_url, media_input
 from avsseg.media.frames import audio_tracks, check_range, rational, seek_point, tone_map
-from avsseg.media.probe import VideoInfo, can_tone_map
+from avsseg.media.probe import VideoInfo, can_tone_map, probe
 
 LINEAR_MASKS_PER_S = 10  # as smooth as 30 to the eye, at a third of the scaling cost
 LONGEST_S = 4 * 3600.0  # of an overlay whose end is not known; 1/120000 s in 31 bits, the longest frame of MP4, is 5 h
@@ -120,6 +120,7 @@ class OverlayRenderer:
         )
         self._sent = 0  # pictures, `steps` for each mask
         self._sent_per_s = rate * steps
+        self._is_part = start_s > 0 or end_s is not None
         self._announced_s = math.inf if info.duration_s is None else info.duration_s
         self._input_ended = False  # the video was over before the masks were
 
@@ -201,6 +202,14 @@ class OverlayRenderer:
             raise OutputError(f"{self._name}: ffmpeg could not write the overlay: {reason}.{_next_step(reason)}")
         if _file_state(self._path) is None:
             raise OutputError(f"{self._name}: ffmpeg wrote no overlay: {reason}.{_next_step(reason)}")
+        if self._is_part:
+            try:
+                probe(self._path, stall_s=self._stall_s)
+            except MediaError as error:
+                raise OutputError(
+                    f"{self._name}: no frame of the picture begins in the part asked for. "
+                    "Give an earlier --start or a later --end."
+                ) from error
 
 
 class _Interpolator:

@@ -245,12 +245,15 @@ class _Decoder:
         if self._sound.failure:
             heard = f"{self._sound.samples / SAMPLE_RATE_HZ:.1f} s of sound"
             warnings.append(f"ffmpeg {self._sound.failure} after {heard}; the rest counts as silent")
+        damage = []  # of the file: one warning, however many signs of it
         if missing_s:
-            warnings.append(f"truncated: at least {missing_s:.1f} s of {announced_s:.1f} s are missing at the end")
+            damage.append(f"truncated: at least {missing_s:.1f} s of {announced_s:.1f} s are missing at the end")
         if complained:
-            warnings.append(f"damaged picture: {_complaints(complained, self._frames.last_error)}")
+            damage.append(f"damaged picture: {_complaints(complained, self._frames.last_error)}")
         if unheard:
-            warnings.append(f"damaged sound: {_complaints(unheard, self._sound.last_error)}")
+            damage.append(f"damaged sound: {_complaints(unheard, self._sound.last_error)}")
+        if damage:
+            warnings.append("; ".join(damage))
         if self._info.has_audio and not self._sound.samples:
             warnings.append("the audio track cannot be decoded; segmented as silent")
         damaged = bool(

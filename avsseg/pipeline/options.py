@@ -13,6 +13,8 @@ Precision = Literal["auto", "fp32", "bf16", "fp16"]
 Interpolation = Literal["hold", "linear"]
 Format = Literal["overlay", "masks", "coco"]
 
+LARGEST_SIZE = 4096
+
 FORMATS: tuple[Format, ...] = ("overlay", "masks", "coco")
 
 
@@ -43,8 +45,8 @@ class SegmentOptions:
     def __post_init__(self) -> None:
         if not 0.001 <= self.rate <= 1000:
             raise UsageError(f"rate is {self.rate}; it must be from 0.001 to 1000 masks a second")
-        if self.size is not None and self.size < 32:
-            raise UsageError(f"size is {self.size}; it must be at least 32 pixels")
+        if self.size is not None and not 32 <= self.size <= LARGEST_SIZE:
+            raise UsageError(f"size is {self.size}; it must be from 32 to {LARGEST_SIZE} pixels")
         if self.window < 1:
             raise UsageError(f"window is {self.window}; it must be at least 1 mask")
         if not 0 <= self.overlap < self.window:

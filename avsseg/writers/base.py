@@ -113,6 +113,8 @@ class PartialOutput:
     def __init__(self, target: Path, *, folder: bool = False) -> None:
         self.target = target
         with output_errors(target):
+            if folder and target.is_symlink():
+                self.target = target = Path(os.path.realpath(target))  # the folder it leads to is meant, not the link
             target.parent.mkdir(parents=True, exist_ok=True)
             remove_leftovers(target)
             obstacle = blocking(target, folder=folder)

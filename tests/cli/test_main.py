@@ -131,3 +131,19 @@ def test_a_closed_stdout_ends_quietly(arguments: list[str]) -> None:
     os.close(writer)
     assert done.returncode in (1, 141)
     assert done.stderr == b""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs a POSIX shell")
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&-"])
+def test_closed_streams_are_no_crash(closed: str) -> None:
+    done = subprocess.run(["sh", "-c", f'"$0" -m avsseg --version {closed}', sys.executable], capture_output=True)
+    assert done.returncode == 0
+    assert done.stderr == b""
+
+
+def test_a_name_that_stdout_cannot_encode_is_escaped(tmp_path: Path) -> None:
+    (tmp_path / "\u4e2d.mp4").touch()
+    command = [sys.executable, "-m", "avsseg", "run", str(tmp_path), "--out", str(tmp_path / "o"), "--dry-run"]
+    done = subprocess.run(command, capture_output=True, env={**os.environ, "PYTHONIOENCODING": "cp1252"})
+    assert done.returncode == 0
+    assert b"\\u4e2d.mp4 -> " in done.stdout

@@ -148,6 +148,30 @@ def test_a_slow_caller_is_no_stall():
         assert not process.stalled
 
 
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="only Linux tells what a process computes")
+def test_a_child_that_computes_has_longer_but_not_for_ever():
+    busy = "import time\nend = time.time() + {}\nwhile time.time() < end: pass\nprint('done')"
+    with FfmpegProcess(python(busy.format(1.5)), stall_s=0.4) as process:
+        assert read_all(process).strip() == b"done"
+        process.wait()
+        assert not process.stalled
+    with FfmpegProcess(python(busy.format(60)), stall_s=0.1) as process:
+        assert read_all(process) == b""
+        assert process.stalled
+
+
+@pytest.mark.skipif(os.name == "nt", reason="the wrapper is a shell script")
+def test_what_a_wrapper_script_started_ends_with_it(tmp_path):
+    script = tmp_path / "wrapper"
+    script.write_text("#!/bin/sh\nsleep 60\n")
+    script.chmod(0o755)
+    started = time.monotonic()
+    with FfmpegProcess([str(script)], stall_s=0.2) as process:
+        assert read_all(process) == b""  # ends only when the last holder of the pipe has ended
+        assert process.stalled
+    assert time.monotonic() - started < 20
+
+
 def test_progress_elsewhere_is_no_stall(tmp_path):
     growing = tmp_path / "growing"
     code = "import sys, time\nfor i in range(30):\n open(sys.argv[1], 'a').write('x'); time.sleep(0.05)\nprint('done')"

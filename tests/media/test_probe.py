@@ -46,6 +46,17 @@ def test_every_audio_track_is_counted(each_ffmpeg, encode_barcodes, tmp_path):
     assert info.warnings == ()
 
 
+def test_hundreds_of_chapters_hide_no_track(each_ffmpeg, encode_barcodes, run, tmp_path):
+    plain, path, chapters = tmp_path / "plain.mkv", tmp_path / "chapters.mkv", tmp_path / "chapters.txt"
+    encode_barcodes(plain, 60, "-c:v", "ffv1", "-c:a", "flac", inputs=("-f", "lavfi", "-i", "sine=duration=2"))
+    each = "[CHAPTER]\nTIMEBASE=1/1000\nSTART={0}\nEND={1}\ntitle=Chapter number {0} with a long name\n"
+    chapters.write_text(";FFMETADATA1\n" + "".join(each.format(i, i + 1) for i in range(1000)))
+    run("-i", str(plain), "-i", str(chapters), "-map_metadata", "1", "-map", "0", "-c", "copy", str(path))
+    info = probe(path)
+    assert info.has_audio
+    assert info.duration_s == pytest.approx(2.0, abs=0.1)
+
+
 def test_a_missing_audio_track_is_one_warning(barcode_video):
     info = probe(barcode_video("short").path)
     assert not info.has_audio

@@ -207,6 +207,13 @@ def test_a_header_that_announces_too_little_does_not_cut_the_overlay(each_ffmpeg
     assert probe(render(info, tmp_path / "overlay.mp4", strengths(100))).duration_s == pytest.approx(100, abs=11)
 
 
+def test_a_range_between_two_frames_is_an_error(each_ffmpeg, encode_barcodes, tmp_path):
+    source = tmp_path / "slides.mkv"
+    encode_barcodes(source, 3, "-c:v", "ffv1", rate=0.2)
+    with pytest.raises(OutputError, match=r"overlay\.mp4: no frame of the picture begins .* an earlier --start"):
+        render(probe(source), tmp_path / "overlay.mp4", strengths(2), start_s=6.0, end_s=8.0)
+
+
 @pytest.mark.parametrize(("start_s", "end_s"), [(0.0, 1.5), (1.2, 2.9), (17.5, 20.0), (23.1, None)])
 def test_a_range_begins_at_its_own_start(start_s, end_s, each_ffmpeg, barcode_video, watch, tmp_path):
     video = barcode_video("long")

@@ -13,7 +13,7 @@ from avsseg.pipeline.options import OutputOptions, SegmentOptions
     [
         ({"rate": 0}, "from 0.001 to 1000 masks a second"),
         ({"rate": float("nan")}, "from 0.001"),
-        ({"size": 31}, "at least 32 pixels"),
+        ({"size": 31}, "from 32 to 4096 pixels"),
         ({"window": 0}, "at least 1 mask"),
         ({"window": 4, "overlap": 4}, "with a window of 4 it must be from 0 to 3"),
         ({"overlap": -1}, "from 0"),

@@ -185,6 +185,17 @@ def test_an_impossible_folder_is_an_output_error_in_one_line(tmp_path: Path) -> 
     assert "\n" not in str(caught.value)
 
 
+def test_a_link_to_a_folder_stays_a_link(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    link = tmp_path / "link"
+    link.symlink_to(tmp_path / "real")
+    output = PartialOutput(link, folder=True)
+    (output.path / "00000.png").touch()
+    output.commit()
+    assert link.is_symlink()
+    assert [path.name for path in (tmp_path / "real").iterdir()] == ["00000.png"]
+
+
 def test_a_name_that_is_too_long_is_an_output_error(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="cannot be written: File name too long"):
         PartialOutput(tmp_path / ("x" * 300), folder=True)
