@@ -46,7 +46,7 @@ class ClipSettings:
 
 def clip(seed: int, split: Split, settings: ClipSettings) -> dict[str, Tensor]:
     """frames (T, H, W, 3) uint8, labels (T, H, W) uint8 of all visible objects and, a variant each, log_mel
-    (V, T, 1, 96, 64), masks (V, T, H, W) bool and families (V, T, 8) of what is heard."""
+    (V, T, 1, 96, 64), masks (V, T, H, W) bool and heard (V, T, 8), the families that sound."""
     scene = EASY if generator(split, seed, 1_000_000).uniform() < settings.easy_fraction else FULL
     description = draw_scene(seed, split=split, seconds=settings.seconds, settings=scene)
     seconds = [float(t) for t in range(settings.seconds)]
@@ -60,10 +60,11 @@ def clip(seed: int, split: Split, settings: ClipSettings) -> dict[str, Tensor]:
         families.append(heard_families(events, settings.seconds))
     return {
         "frames": torch.from_numpy(frames),
+        "weight": torch.ones(()),
         "labels": torch.from_numpy(class_map(description, owner)),
         "log_mel": torch.stack(log_mels),
         "masks": torch.from_numpy(np.stack(masks)),
-        "families": torch.from_numpy(np.stack(families)),
+        "heard": torch.from_numpy(np.stack(families)),
     }
 
 
@@ -76,13 +77,13 @@ def picture(seed: int, split: Split, size: int) -> dict[str, Tensor]:
 
 
 def sound(seed: int, split: Split) -> dict[str, Tensor]:
-    """log_mel (T, 1, 96, 64) of a scene and the families (T, 8) heard in it; no picture."""
+    """log_mel (T, 1, 96, 64) of a scene and heard (T, 8), the families that sound in it; no picture."""
     description = draw_scene(seed, split=split)
     events = draw_events(description)
     waveform = torch.from_numpy(mix(description, events))
     return {
         "log_mel": log_mel_examples(waveform, [float(t) for t in range(description.seconds)]),
-        "families": torch.from_numpy(heard_families(events, description.seconds)),
+        "heard": torch.from_numpy(heard_families(events, description.seconds)),
     }
 
 
@@ -114,9 +115,17 @@ class RenderedStream(IterableDataset[dict[str, Tensor]]):
 
 
 def batches(
-    render: Callable[[int], dict[str, Tensor]], first_seed: int, batch_size: int, workers: int
+    render: Callable[[int], dict[str, Tensor]],
+    first_seed: int,
+    batch_size: int,
+    workers: int,
+    collate: Callable[[list[dict[str, Tensor]]], dict[str, Tensor]] | None = None,
 ) -> DataLoader[dict[str, Tensor]]:
     """Endless batches from `first_seed` on."""
     return DataLoader(
-        RenderedStream(render, first_seed), batch_size=batch_size, num_workers=workers, persistent_workers=workers > 0
+        RenderedStream(render, first_seed),
+        batch_size=batch_size,
+        num_workers=workers,
+        persistent_workers=workers > 0,
+        collate_fn=collate,
     )

@@ -17,22 +17,19 @@ import contextlib
 import functools
 import json
 import logging
-import math
 from pathlib import Path
 
 import torch
 import torch.distributed
-import torch.nn.functional as F
 from rendered_clips import ClipSettings, batches, clip, picture, sound
 from torch import Tensor, nn
 
 from avsseg.data.synthetic_shapes import CLASSES
 from avsseg.model.avs_mamba import AvsMamba, normalise
 from avsseg.model.config import preset
-from avsseg.model.vggish import EMBEDDING_DIM
 from avsseg.training.checkpoints import load_checkpoint
 from avsseg.training.distributed import process_group
-from avsseg.training.losses import mask_loss
+from avsseg.training.objectives import AudioObjective, JointObjective, VisualObjective, frame_scores
 from avsseg.training.trainer import Trainer, TrainerSettings
 from avsseg.weights.store import save_model
 
@@ -51,111 +48,6 @@ VALIDATION_SEEDS = range(24)
 ENCODER_BATCH = 16
 RANK_SEEDS = 1_000_000
 RATE_SCALES = {"model.visual_backbone.": 0.7, "model.audio_encoder.": 0.3}
-
-Batch = dict[str, Tensor]
-
-
-def class_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Cross-entropy of logits (N, 1 + classes, h, w) against labels (N, h, w)."""
-    weight = torch.full((1 + len(CLASSES),), FOREGROUND_WEIGHT)
-    weight[0] = 1
-    return F.cross_entropy(logits, labels.long(), weight=weight)
-
-
-class VisualObjective(nn.Module):
-    """Class map of one picture from the backbone's four scales."""
-
-    def __init__(self, backbone: nn.Module) -> None:
-        super().__init__()
-        self.backbone = backbone
-        self.lateral = nn.ModuleList(nn.Conv2d(c, 64, 1) for c in BACKBONE_CHANNELS)
-        self.head = nn.Sequential(
-            nn.GroupNorm(8, 64),
-            nn.GELU(),
-            nn.Conv2d(64, 64, 3, padding=1),
-            nn.GELU(),
-            nn.Conv2d(64, 1 + len(CLASSES), 1),
-        )
-
-    def forward(self, batch: Batch) -> tuple[Tensor, dict[str, float]]:
-        labels = batch["labels"]
-        features = self.backbone(normalise(batch["frames"]))
-        scales = [lateral(feature) for lateral, feature in zip(self.lateral, features, strict=True)]
-        merged = sum(F.interpolate(s, size=scales[0].shape[-2:], mode="bilinear") for s in scales)
-        logits = F.interpolate(self.head(merged), size=labels.shape[-2:], mode="bilinear")
-        predicted, foreground = logits.argmax(1), labels > 0
-        union = (foreground | (predicted > 0)).sum()
-        right = ((predicted == labels) & foreground).sum()
-        return class_loss(logits, labels), {"class_iou": float(right / union.clamp(min=1))}
-
-
-class AudioObjective(nn.Module):
-    """Timbre families of one second from the audio encoder's embedding."""
-
-    def __init__(self, encoder: nn.Module) -> None:
-        super().__init__()
-        self.encoder = encoder
-        self.head = nn.Linear(EMBEDDING_DIM, len(CLASSES))
-
-    def forward(self, batch: Batch) -> tuple[Tensor, dict[str, float]]:
-        families = batch["families"].flatten(0, 1)
-        logits = self.head(self.encoder(batch["log_mel"].flatten(0, 1)))
-        exact = ((logits > 0) == (families > 0)).all(-1).float().mean()
-        return F.binary_cross_entropy_with_logits(logits, families), {"exact": float(exact)}
-
-
-class JointObjective(nn.Module):
-    """The masks of clips, with two light auxiliary tasks that keep the classes in both modalities' features."""
-
-    CLASS_WEIGHT = 0.4
-    AUDIO_WEIGHT = 0.2
-    BCE_WEIGHT = 3.0
-
-    def __init__(self, model: AvsMamba) -> None:
-        super().__init__()
-        self.model = model
-        self.class_head = nn.Conv2d(model.config.dim, 1 + len(CLASSES), 1)
-        self.audio_head = nn.Linear(EMBEDDING_DIM, len(CLASSES))
-
-    def forward(self, batch: Batch) -> tuple[Tensor, dict[str, float]]:
-        model, variants = self.model, batch["log_mel"].shape[1]
-        frames, log_mel = batch["frames"], batch["log_mel"].flatten(0, 1)
-        masks = batch["masks"].flatten(0, 1)
-        P, T = frames.shape[:2]
-        # the variants of a clip differ in sound alone: the backbone runs once for all of them
-        features = [
-            f.unflatten(0, (P, T)).repeat_interleave(variants, 0)
-            for f in model.visual_backbone(normalise(frames.flatten(0, 1)))
-        ]
-        embedding = model.audio_encoder(log_mel.flatten(0, 1)).unflatten(0, log_mel.shape[:2])
-        stages = model.fuse(features, embedding)
-        mask_feature = stages.mask_feature.flatten(0, 1)
-        layer_logits = [model.head(query, mask_feature) for query in stages.queries]
-        loss = mask_loss(layer_logits, masks, bce_weight=self.BCE_WEIGHT, layer_weight=0.5)
-        labels = batch["labels"][..., 2::4, 2::4].repeat_interleave(variants, 0).flatten(0, 1)
-        seen = class_loss(self.class_head(mask_feature), labels)
-        heard = F.binary_cross_entropy_with_logits(self.audio_head(embedding), batch["families"].flatten(0, 1))
-        iou, silent_area = frame_scores(layer_logits[-1], masks)
-        logged = {
-            "M_J": float(iou.nanmean()),
-            "silent_area": float(silent_area.nanmean()),
-            "seen": float(seen.detach()),
-            "heard": float(heard.detach()),
-        }
-        return loss + self.CLASS_WEIGHT * seen + self.AUDIO_WEIGHT * heard, logged
-
-
-@torch.no_grad()
-def frame_scores(logits: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
-    """IoU of the frames with truth and predicted area fraction of the frames without; NaN where the other applies.
-
-    logits (B, T, 1, H, W), masks (B, T, H, W) bool -> two (B * T,).
-    """
-    predicted, truth = (logits.squeeze(2) > 0).flatten(0, 1).flatten(1), masks.flatten(0, 1).flatten(1)
-    sounding = truth.any(1)
-    iou = (predicted & truth).sum(1) / (predicted | truth).sum(1).clamp(min=1)
-    nothing = torch.full_like(iou, math.nan)
-    return torch.where(sounding, iou, nothing), torch.where(sounding, nothing, predicted.float().mean(1))
 
 
 @torch.no_grad()
@@ -188,16 +80,23 @@ def pretrained(run: Path, stage: str, prefix: str) -> dict[str, Tensor]:
 def train(stage: str, options: argparse.Namespace) -> None:
     """Runs or continues one stage."""
     torch.manual_seed(options.seed)
-    model = AvsMamba(preset(MODEL, input_size=SIZE))
+    model = AvsMamba(preset(MODEL, backbone="pvt_v2_b0", input_size=SIZE))
     settings = TrainerSettings(learning_rate=options.learning_rate, minutes=options.minutes)
     if stage == "joint":
         model.visual_backbone.load_state_dict(pretrained(options.folder, "visual", "backbone."))
         model.audio_encoder.load_state_dict(pretrained(options.folder, "audio", "encoder."))
-        joint = Trainer(JointObjective(model), options.folder / stage, settings, learning_rate_scales=RATE_SCALES)
+        objective = JointObjective(
+            model, seen=1 + len(CLASSES), heard=len(CLASSES), foreground_weight=FOREGROUND_WEIGHT
+        )
+        joint = Trainer(objective, options.folder / stage, settings, learning_rate_scales=RATE_SCALES)
         train_joint(joint, options)
         return
-    objective = VisualObjective(model.visual_backbone) if stage == "visual" else AudioObjective(model.audio_encoder)
-    trainer = Trainer(objective, options.folder / stage, settings)
+    encoder = (
+        VisualObjective(model.visual_backbone, BACKBONE_CHANNELS, 1 + len(CLASSES), FOREGROUND_WEIGHT)
+        if stage == "visual"
+        else AudioObjective(model.audio_encoder, len(CLASSES))
+    )
+    trainer = Trainer(encoder, options.folder / stage, settings)
     trainer.restore()
     render = (
         functools.partial(picture, split="train", size=SIZE)
@@ -222,7 +121,7 @@ def train_joint(trainer: Trainer, options: argparse.Namespace) -> None:
 def export(options: argparse.Namespace) -> None:
     """Writes the best joint checkpoint's averaged model and the manifest entry."""
     state = load_checkpoint(options.folder / "joint" / options.checkpoint)
-    model = AvsMamba(preset(MODEL, input_size=SIZE))
+    model = AvsMamba(preset(MODEL, backbone="pvt_v2_b0", input_size=SIZE))
     model.load_state_dict({k.removeprefix("model."): v for k, v in state["average"].items() if k.startswith("model.")})
     target = options.out / f"{MODEL}.safetensors"
     provenance = {

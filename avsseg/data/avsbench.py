@@ -16,7 +16,7 @@ from typing import Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -115,12 +115,18 @@ class AvsBenchClips(Dataset[ClipExample]):
         )
 
 
-def _read_image(path: Path, mode: str, size: int, resampling: Image.Resampling) -> NDArray[np.uint8]:
+def open_image(path: Path, mode: str | None) -> Image.Image:
+    """The decoded picture in that PIL mode, or in its own. Raises DataError for a file that is none or is damaged."""
     try:
         with Image.open(path) as image:
-            return np.asarray(image.convert(mode).resize((size, size), resampling))
-    except (OSError, UnidentifiedImageError) as error:
+            image.load()
+            return image.copy() if mode is None else image.convert(mode)
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise DataError(f"{printable(path)}: not an image that can be read ({error})") from error
+
+
+def _read_image(path: Path, mode: str, size: int, resampling: Image.Resampling) -> NDArray[np.uint8]:
+    return np.asarray(open_image(path, mode).resize((size, size), resampling))
 
 
 def read_wav(path: Path) -> NDArray[np.float32]:

@@ -8,7 +8,10 @@ from typing import Any, Literal
 from avsseg.errors import UsageError
 
 TEMPORAL_DIRECTIONS = (2, 4, 6, 8, 10, 12)
-VISUAL_BACKBONES = ("pvt_v2_b0", "pvt_v2_b1", "pvt_v2_b2", "pvt_v2_b3", "pvt_v2_b4", "pvt_v2_b5", "resnet50")
+VISUAL_BACKBONES = (
+    *("pvt_v2_b0", "pvt_v2_b1", "pvt_v2_b2", "pvt_v2_b3", "pvt_v2_b4", "pvt_v2_b5"),
+    *("resnet50", "resnet18_slim"),
+)
 
 
 @dataclass(frozen=True)
@@ -88,7 +91,7 @@ PRESETS: dict[str, AvsMambaConfig] = {
     "avs-mamba-pvt-v2-b5": AvsMambaConfig(),
     "avs-mamba-resnet50": AvsMambaConfig(backbone="resnet50"),
     "avs-mamba-tiny": AvsMambaConfig(
-        backbone="pvt_v2_b0",
+        backbone="resnet18_slim",
         audio_encoder="compact",
         dim=64,
         state_size=8,

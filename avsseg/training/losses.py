@@ -14,8 +14,9 @@ DICE_OFFSET = 0.001
 def dice_loss(logits: Tensor, target: Tensor, annotated: Tensor | None = None) -> Tensor:
     """1 - 2 sum(p g) / (sum(p^2) + 0.001 + sum(g^2) + 0.001) a frame, p = sigmoid(logits), averaged over frames.
 
-    logits and target (B, T, H, W), target 0..1; annotated (B, T) bool, None for all. The squares in the denominator are
-    the authors'. A frame without truth costs 1 and has no gradient: `bce_loss` is what keeps it empty.
+    logits and target (B, T, H, W), target 0..1; annotated (B, T) bool, or weights of 0 to 1, None for all. The squares
+    in the denominator are the authors'. A frame without truth costs 1 and has no gradient: `bce_loss` is what keeps it
+    empty.
     Gives 0 if no frame is annotated.
     """
     probability = logits.sigmoid().flatten(2)
@@ -57,4 +58,4 @@ def _mean_over_frames(each: Tensor, annotated: Tensor | None) -> Tensor:
     if annotated is None:
         return each.mean()
     weight = annotated.to(each)
-    return (each * weight).sum() / weight.sum().clamp(min=1)
+    return (each * weight).sum() / weight.sum().clamp(min=torch.finfo(each.dtype).tiny)

@@ -5,12 +5,13 @@ from __future__ import annotations
 from torch import nn
 
 from avsseg.model.backbones.pvt_v2 import PVT_V2, PyramidVisionTransformerV2
-from avsseg.model.backbones.resnet import ResNet50
+from avsseg.model.backbones.resnet import ResNet18Slim, ResNet50
 
 
 def build_backbone(name: str, *, drop_path: float = 0.1) -> tuple[nn.Module, tuple[int, int, int, int]]:
     """The backbone of that name and the channels of its four outputs. Raises KeyError on an unknown name."""
-    if name == "resnet50":
-        return ResNet50(), (256, 512, 1024, 2048)
+    if name in ("resnet50", "resnet18_slim"):
+        network = ResNet50() if name == "resnet50" else ResNet18Slim()
+        return network, network.widths
     model = PyramidVisionTransformerV2(PVT_V2[name], drop_path=drop_path)
     return model, PVT_V2[name].dims

@@ -1,0 +1,162 @@
+"""What a training stage minimises: modules that take a batch (a dict of tensors) and return its loss and what to log.
+
+The encoders learn alone first, where no pretrained ones exist: `VisualObjective` from single pictures,
+`AudioObjective` from single seconds. `JointObjective` trains the whole model on clips, each picture with several
+sounds, so that only the sound can decide.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from avsseg.model.avs_mamba import AvsMamba, normalise
+from avsseg.model.vggish import EMBEDDING_DIM
+from avsseg.training.losses import mask_loss
+
+Batch = dict[str, Tensor]
+UNKNOWN = 255
+
+
+def class_loss(logits: Tensor, labels: Tensor, foreground_weight: float, weight: Tensor | None = None) -> Tensor:
+    """Cross-entropy of logits (N, K, h, w) against labels (N, h, w), 255 left out; class 0 is the background.
+
+    Objects cover little of a picture, so their classes count `foreground_weight` times. `weight` (N,) is for pictures.
+    """
+    class_weight = logits.new_full((logits.shape[1],), foreground_weight)
+    class_weight[0] = 1
+    labels = labels.long()
+    each = F.cross_entropy(logits, labels, weight=class_weight, ignore_index=UNKNOWN, reduction="none")
+    counted = class_weight[labels.where(labels != UNKNOWN, 0)] * (labels != UNKNOWN)
+    if weight is not None:
+        each, counted = each * weight[:, None, None], counted * weight[:, None, None]
+    return each.sum() / counted.sum().clamp(min=1)
+
+
+class VisualObjective(nn.Module):
+    """Class map of one picture from the backbone's four scales.
+
+    Batches: frames (N, H, W, 3) uint8, labels (N, H, W) uint8 below `classes` or 255, optional weight (N,).
+    """
+
+    def __init__(self, backbone: nn.Module, channels: tuple[int, ...], classes: int, foreground_weight: float) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.foreground_weight = foreground_weight
+        self.lateral = nn.ModuleList(nn.Conv2d(c, 64, 1) for c in channels)
+        self.head = nn.Sequential(
+            nn.GroupNorm(8, 64),
+            nn.GELU(),
+            nn.Conv2d(64, 64, 3, padding=1),
+            nn.GELU(),
+            nn.Conv2d(64, classes, 1),
+        )
+
+    def logits(self, frames: Tensor) -> Tensor:
+        """(N, K, H / 4, W / 4)."""
+        features = self.backbone(normalise(frames))
+        scales = [lateral(feature) for lateral, feature in zip(self.lateral, features, strict=True)]
+        size = scales[0].shape[-2:]
+        merged = torch.stack([F.interpolate(s, size=size, mode="bilinear") for s in scales]).sum(0)
+        logits: Tensor = self.head(merged)
+        return logits
+
+    def forward(self, batch: Batch) -> tuple[Tensor, dict[str, float]]:
+        labels = batch["labels"][..., 2::4, 2::4]  # at the logits' pixels: full size would cost more than the backbone
+        logits = self.logits(batch["frames"])
+        loss = class_loss(logits, labels, self.foreground_weight, batch.get("weight"))
+        predicted, known = logits.argmax(1), labels != UNKNOWN
+        foreground = (labels > 0) & known
+        union = (foreground | ((predicted > 0) & known)).sum()
+        right = ((predicted == labels) & foreground).sum()
+        return loss, {"class_iou": float(right / union.clamp(min=1))}
+
+
+class AudioObjective(nn.Module):
+    """Which classes sound in single seconds. Batches: log_mel (B, T, 1, 96, 64), heard (B, T, K) of 0 and 1."""
+
+    def __init__(self, encoder: nn.Module, classes: int) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.head = nn.Linear(EMBEDDING_DIM, classes)
+
+    def forward(self, batch: Batch) -> tuple[Tensor, dict[str, float]]:
+        heard = batch["heard"].flatten(0, 1)
+        logits = self.head(self.encoder(batch["log_mel"].flatten(0, 1)))
+        exact = ((logits > 0) == (heard > 0)).all(-1).float().mean()
+        return F.binary_cross_entropy_with_logits(logits, heard), {"exact": float(exact)}
+
+
+class JointObjective(nn.Module):
+    """The masks of clips, with two light auxiliary tasks that keep the classes in both modalities' features.
+
+    Batches: frames (P, T, H, W, 3) uint8, labels (P, T, H, W) uint8, weight (P,), and for each of V sounds to a clip:
+    log_mel (P, V, T, 1, 96, 64), masks (P, V, T, H, W) bool, heard (P, V, T, K).
+    """
+
+    CLASS_WEIGHT = 0.4
+    AUDIO_WEIGHT = 0.2
+    BCE_WEIGHT = 3.0
+
+    def __init__(
+        self, model: AvsMamba, *, seen: int, heard: int, foreground_weight: float, frozen_statistics: bool = False
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.class_head = nn.Conv2d(model.config.dim, seen, 1)
+        self.audio_head = nn.Linear(EMBEDDING_DIM, heard)
+        self.foreground_weight = foreground_weight
+        self.frozen_statistics = frozen_statistics
+
+    def train(self, mode: bool = True) -> JointObjective:
+        """Batch normalisation keeps the encoders' statistics if asked: a few clips are no sample of all pictures."""
+        super().train(mode)
+        if self.frozen_statistics:
+            for module in self.model.modules():
+                if isinstance(module, nn.BatchNorm2d):
+                    module.eval()
+        return self
+
+    def forward(self, batch: Batch) -> tuple[Tensor, dict[str, float]]:
+        model, variants = self.model, batch["log_mel"].shape[1]
+        frames, log_mel = batch["frames"], batch["log_mel"].flatten(0, 1)
+        masks = batch["masks"].flatten(0, 1)
+        P, T = frames.shape[:2]
+        # the variants of a clip differ in sound alone: the backbone runs once for all of them
+        features = [
+            f.unflatten(0, (P, T)).repeat_interleave(variants, 0)
+            for f in model.visual_backbone(normalise(frames.flatten(0, 1)))
+        ]
+        embedding = model.audio_encoder(log_mel.flatten(0, 1)).unflatten(0, log_mel.shape[:2])
+        stages = model.fuse(features, embedding)
+        mask_feature = stages.mask_feature.flatten(0, 1)
+        layer_logits = [model.head(query, mask_feature) for query in stages.queries]
+        clip_weight = batch["weight"].repeat_interleave(variants, 0)[:, None].expand(-1, T)
+        loss = mask_loss(layer_logits, masks, clip_weight, bce_weight=self.BCE_WEIGHT, layer_weight=0.5)
+        labels = batch["labels"][..., 2::4, 2::4].repeat_interleave(variants, 0).flatten(0, 1)
+        seen = class_loss(self.class_head(mask_feature), labels, self.foreground_weight, clip_weight.flatten())
+        heard = F.binary_cross_entropy_with_logits(self.audio_head(embedding), batch["heard"].flatten(0, 1))
+        iou, silent_area = frame_scores(layer_logits[-1], masks)
+        logged = {
+            "M_J": float(iou.nanmean()),
+            "silent_area": float(silent_area.nanmean()),
+            "seen": float(seen.detach()),
+            "heard": float(heard.detach()),
+        }
+        return loss + self.CLASS_WEIGHT * seen + self.AUDIO_WEIGHT * heard, logged
+
+
+@torch.no_grad()
+def frame_scores(logits: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
+    """IoU of the frames with truth and predicted area fraction of the frames without; NaN where the other applies.
+
+    logits (B, T, 1, H, W), masks (B, T, H, W) bool -> two (B * T,).
+    """
+    predicted, truth = (logits.squeeze(2) > 0).flatten(0, 1).flatten(1), masks.flatten(0, 1).flatten(1)
+    sounding = truth.any(1)
+    iou = (predicted & truth).sum(1) / (predicted | truth).sum(1).clamp(min=1)
+    nothing = torch.full_like(iou, math.nan)
+    return torch.where(sounding, iou, nothing), torch.where(sounding, nothing, predicted.float().mean(1))

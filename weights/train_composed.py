@@ -1,0 +1,231 @@
+"""Makes the default weights, avs-mamba-tiny, from pictures, recordings and rendered scenes; nothing is downloaded.
+
+    python weights/unpack_avset.py avset.zip runs/avset
+    python weights/train_composed.py visual --folder runs/composed --minutes 60
+    python weights/train_composed.py audio  --folder runs/composed --minutes 12
+    python weights/train_composed.py joint  --folder runs/composed --minutes 60
+    python weights/train_composed.py export --folder runs/composed
+
+`visual` teaches the backbone to segment the classes of single pictures, `audio` teaches the audio encoder to tell what
+sounds in single seconds, `joint` starts from both and trains the whole model on composed clips. Every stage goes on
+from its last checkpoint when started again, runs on a CUDA GPU where there is one, and may run under torchrun.
+`--mute` trains `joint` without its sound: what the pictures alone give away.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import hashlib
+import json
+import logging
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+import torch.distributed
+from composed_benchmark import BENCHMARK, VAL_SEEDS
+from composed_clips import DrawSettings, TrainingClips, load_sources
+from rendered_clips import batches
+from torch import Tensor, nn
+from torch.utils.data import default_collate
+
+from avsseg.data.compose import SplitSources, compose_clip
+from avsseg.data.compose_sources import Sources
+from avsseg.media.audio import log_mel_examples
+from avsseg.model.avs_mamba import AvsMamba, normalise
+from avsseg.model.config import preset
+from avsseg.training.checkpoints import load_checkpoint
+from avsseg.training.distributed import process_group
+from avsseg.training.objectives import AudioObjective, Batch, JointObjective, VisualObjective, frame_scores
+from avsseg.training.trainer import Trainer, TrainerSettings
+from avsseg.weights.store import save_model
+
+MODEL = "avs-mamba-tiny"
+BACKBONE_CHANNELS = (32, 64, 160, 320)
+FOREGROUND_WEIGHT = 2.5
+SIZE = 128
+# up to which progress, side of the pictures: small first, for more pictures in the same time
+PICTURE_PHASES = ((0.6, 96), (1.0, SIZE))
+# up to which progress, how many seconds a clip, clips a step and process
+PHASES = ((0.5, 3, 3), (1.0, 5, 2))
+FIRST_SEED = {"visual": 10_000_000, "audio": 20_000_000, "joint": 30_000_000}
+ENCODER_BATCH = {"visual": 16, "audio": 12}
+VALIDATION_CLIPS = 60
+RANK_SEEDS = 1_000_000
+RATE_SCALES = {"model.visual_backbone.": 0.3, "model.audio_encoder.": 0.3}
+SILENT_LOG_MEL = -4.6052  # ln 0.01
+
+
+def collate(examples: list[dict[str, Tensor]]) -> Batch:
+    """As usual, but the two views that `picture` gives are two examples."""
+    batch: Batch = default_collate(examples)
+    return {name: tensor.flatten(0, 1) for name, tensor in batch.items()} if "log_mel" not in batch else batch
+
+
+class OnDevice(nn.Module):
+    """An objective whose batches go to its parameters' device first; `mute` replaces all sound by silence."""
+
+    def __init__(self, objective: nn.Module, *, mute: bool = False) -> None:
+        super().__init__()
+        self.objective = objective
+        self.mute = mute
+
+    def forward(self, batch: Batch) -> tuple[Tensor, dict[str, float]]:
+        device = next(self.parameters()).device
+        moved = {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
+        if self.mute:
+            moved["log_mel"] = torch.full_like(moved["log_mel"], SILENT_LOG_MEL)
+        loss, logged = self.objective(moved)
+        return loss, logged
+
+
+def validation(sources: Sources, *, mute: bool) -> Callable[[nn.Module], dict[str, float]]:
+    """Strict M_J and the area on silent frames over the first clips of the fixed val set, at the model's size."""
+    clips = SplitSources(sources, "val", BENCHMARK)
+
+    @torch.no_grad()
+    def validate(objective: nn.Module) -> dict[str, float]:
+        assert isinstance(objective, OnDevice)
+        assert isinstance(objective.objective, JointObjective)
+        model = objective.objective.model
+        device = next(model.parameters()).device
+        ious, areas = [], []
+        for seed in VAL_SEEDS[:VALIDATION_CLIPS]:
+            clip = compose_clip(clips, seed)
+            views = [clip.scene.paint(t + 0.5, SIZE, SIZE) for t in range(clip.seconds)]
+            frames = torch.stack([torch.from_numpy(frame) for frame, _ in views]).to(device)
+            truth = torch.from_numpy(clip.masks([classes for _, classes in views])).to(device)
+            log_mel = log_mel_examples(torch.from_numpy(clip.waveform), [float(t) for t in range(clip.seconds)])
+            if mute:
+                log_mel = torch.full_like(log_mel, SILENT_LOG_MEL)
+            iou, area = frame_scores(model(normalise(frames)[None], log_mel[None].to(device)), truth[None])
+            ious.append(iou)
+            areas.append(area)
+        m_j, silent_area = float(torch.cat(ious).nanmean()), float(torch.cat(areas).nanmean())
+        return {"M_J": m_j, "silent_area": silent_area, "score": m_j - 2 * silent_area}
+
+    return validate
+
+
+def rank() -> int:
+    """This process's number under torchrun, else 0."""
+    return torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
+
+
+def pretrained(run: Path, stage: str, prefix: str) -> dict[str, Tensor]:
+    """The averaged weights of one part of an earlier stage."""
+    average: dict[str, Tensor] = load_checkpoint(run / stage / "last.pt")["average"]
+    prefix = f"objective.{prefix}"
+    return {name.removeprefix(prefix): tensor for name, tensor in average.items() if name.startswith(prefix)}
+
+
+def train(stage: str, options: argparse.Namespace) -> None:
+    """Runs or continues one stage."""
+    torch.manual_seed(options.seed)
+    device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    sources = load_sources(options.data)
+    clips = TrainingClips(sources, "train", DrawSettings(size=SIZE))
+    model = AvsMamba(preset(MODEL, input_size=SIZE))
+    settings = TrainerSettings(learning_rate=options.learning_rate, minutes=options.minutes, validate_minutes=10)
+    if stage == "joint":
+        model.visual_backbone.load_state_dict(pretrained(options.folder, "visual", "backbone."))
+        model.audio_encoder.load_state_dict(pretrained(options.folder, "audio", "encoder."))
+        joint = JointObjective(
+            model,
+            seen=clips.classes,
+            heard=clips.classes,
+            foreground_weight=FOREGROUND_WEIGHT,
+            frozen_statistics=True,
+        )
+        scales = {f"objective.{name}": scale for name, scale in RATE_SCALES.items()}
+        trainer = Trainer(
+            OnDevice(joint, mute=options.mute).to(device),
+            options.folder / ("joint-mute" if options.mute else "joint"),
+            settings,
+            learning_rate_scales=scales,
+        )
+        train_joint(trainer, sources, options)
+        return
+    encoder: nn.Module = (
+        VisualObjective(model.visual_backbone, BACKBONE_CHANNELS, clips.classes, FOREGROUND_WEIGHT)
+        if stage == "visual"
+        else AudioObjective(model.audio_encoder, clips.classes)
+    )
+    trainer = Trainer(OnDevice(encoder).to(device), options.folder / stage, settings)
+    trainer.restore()
+    count = ENCODER_BATCH[stage]
+    for until, size in PICTURE_PHASES if stage == "visual" else ((1.0, SIZE),):
+        if trainer.progress < until:
+            clips = TrainingClips(sources, "train", DrawSettings(size=size))
+            first_seed = FIRST_SEED[stage] + RANK_SEEDS * rank() + trainer.step * count
+            draw = clips.picture if stage == "visual" else clips.sound
+            trainer.train(batches(draw, first_seed, count, options.workers, collate), until=until)
+
+
+def train_joint(trainer: Trainer, sources: Sources, options: argparse.Namespace) -> None:
+    """The phases of the joint stage that are still to do."""
+    trainer.restore()
+    validate = validation(sources, mute=options.mute)
+    for until, seconds, count in PHASES:
+        if trainer.progress < until:
+            clips = TrainingClips(sources, "train", replace(DrawSettings(size=SIZE), seconds=seconds))
+            # no step takes more than 4 pictures, so no seed comes twice
+            first_seed = FIRST_SEED["joint"] + RANK_SEEDS * rank() + trainer.step * 4
+            trainer.train(batches(clips.clip, first_seed, count, options.workers, collate), validate, until=until)
+
+
+def export(options: argparse.Namespace) -> None:
+    """Writes the best joint checkpoint's averaged model and the manifest entry."""
+    state = load_checkpoint(options.folder / "joint" / options.checkpoint)
+    model = AvsMamba(preset(MODEL, input_size=SIZE))
+    prefix = "objective.model."
+    model.load_state_dict({k.removeprefix(prefix): v for k, v in state["average"].items() if k.startswith(prefix)})
+    target = options.out / f"{MODEL}.safetensors"
+    provenance = {
+        "data": "avset.zip (pictures, masks, recordings), split train; rendered scenes of avsseg, split train",
+        "recipe": "weights/train_composed.py",
+        "joint_steps": state["step"],
+        "minutes": round(state["elapsed_s"] / 60, 1),
+        "classes": [*load_sources(options.data).classes[1:]],
+    }
+    digest = save_model(target, model.eval(), training=provenance, half=True)
+    manifest = {
+        MODEL: {
+            "file": target.name,
+            "sha256": digest,
+            "description": "ResNet-18 slim, C = 64, trained on composed real pictures and recordings",
+            "licence": "Apache-2.0; the training media were for use, not redistribution",
+        }
+    }
+    (options.out / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")
+    print(target, hashlib.sha256(target.read_bytes()).hexdigest())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("stage", choices=["visual", "audio", "joint", "export"])
+    parser.add_argument("--folder", type=Path, default=Path("runs/composed"))
+    parser.add_argument("--data", type=Path, default=Path("runs/avset"))
+    parser.add_argument("--minutes", type=float, default=60)
+    parser.add_argument("--learning-rate", type=float, default=1e-3)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device")
+    parser.add_argument("--mute", action="store_true", help="train `joint` without sound")
+    parser.add_argument("--checkpoint", default="best.pt", help="what `export` reads: best.pt or last.pt")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent)
+    options = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    torch.set_num_threads(options.threads)
+    if options.stage == "export":
+        export(options)
+        return
+    with process_group() if torch.distributed.is_torchelastic_launched() else contextlib.nullcontext():
+        train(options.stage, options)
+
+
+if __name__ == "__main__":
+    main()
