@@ -1,14 +1,24 @@
-"""`avsseg data ...`: datasets. In this version: `synth`, which renders one, and `clip`, one video."""
+"""`avsseg data ...`: datasets. `synth` renders one, `clip` one video; `check` tells what is missing or damaged."""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-app = typer.Typer(help="Render datasets and clips whose truth is known.", no_args_is_help=True)
+from avsseg.cli.compose import LAYOUT, compose
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from avsseg.data.avsbench_check import SplitReport
+
+app = typer.Typer(help="Render datasets and clips whose truth is known; check datasets.", no_args_is_help=True)
+app.command("compose", epilog=LAYOUT)(compose)
 
 
 class SubsetName(str, Enum):
@@ -18,9 +28,21 @@ class SubsetName(str, Enum):
     ms3 = "ms3"
 
 
+class CheckedSubset(str, Enum):
+    """An AVSBench subset."""
+
+    s4 = "s4"
+    ms3 = "ms3"
+    avss = "avss"
+
+
+# of the problems, as many are named unless --json asks for all
+SHOWN_PROBLEMS = 10
+
+
 @app.callback()
 def _data() -> None:
-    """Render datasets and clips whose truth is known."""
+    """Render datasets and clips whose truth is known; check datasets."""
 
 
 @app.command("synth")
@@ -69,3 +91,90 @@ def clip(
 
     write_clip(path, seed, seconds=seconds)
     typer.echo(str(path))
+
+
+@app.command("check")
+def check(
+    folder: Annotated[
+        Path,
+        typer.Argument(metavar="DIR", help="Folder with Single-source/, Multi-sources/ or AVSBench_semantic/ inside."),
+    ],
+    subset: Annotated[
+        CheckedSubset | None, typer.Option(help="This subset only; otherwise all that are there.")
+    ] = None,
+    fix_audio: Annotated[
+        bool,
+        typer.Option(
+            "--fix-audio", help="Make missing wavs from the raw videos, missing log-mel pickles from the wavs."
+        ),
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object, with every problem, not a table.")] = False,
+) -> None:
+    """Decode every file of an AVSBench folder; tell what is missing or damaged. Exit code 1 if anything is."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from avsseg.data.avsbench_check import check_dataset
+    from avsseg.data.avsbench_layout import subsets_in
+
+    subsets = subsets_in(folder)
+    if subset is not None:
+        subsets = (subset.value,)
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, redirect_stdout=False, disable=not console.is_terminal) as progress:
+        task = progress.add_task("checking", total=None)
+        reports = check_dataset(
+            folder,
+            subsets,
+            fix_audio=fix_audio,
+            started=lambda clips: progress.update(task, total=clips),
+            advanced=lambda: progress.advance(task),
+        )
+    problems = [problem for report in reports for problem in report.problems]
+    if as_json:
+        typer.echo(json.dumps({"folder": str(folder), "ok": not problems, "splits": [_as_json(r) for r in reports]}))
+    else:
+        # wide enough for the table wherever it goes: a pipe has no width that it should be cut to
+        Console(width=None if Console().is_terminal else 120).print(_check_table(reports, fixed=fix_audio))
+    for problem in problems[:SHOWN_PROBLEMS]:
+        typer.echo(problem.message, err=True)
+    if len(problems) > SHOWN_PROBLEMS:
+        typer.echo(f"and {len(problems) - SHOWN_PROBLEMS} more; --json lists them all", err=True)
+    if problems:
+        raise typer.Exit(1)
+
+
+def _check_table(reports: Sequence[SplitReport], *, fixed: bool) -> Table:
+    from rich.table import Table
+
+    from avsseg.data.avsbench_check import Kind, State
+
+    kinds: tuple[Kind, ...] = ("frames", "masks", "sounds")
+    states: tuple[State, ...] = ("missing", "damaged")
+    table = Table()
+    for name in ("subset", "split"):
+        table.add_column(name)
+    written = ("wavs\nwritten", "log-mels\nwritten") if fixed else ()
+    for name in ("clips", "complete", *(f"{kind}\n{state}" for kind in kinds for state in states), *written):
+        table.add_column(name, justify="right")
+    for report in reports:
+        counts = [report.clips, report.complete, *(report.count(kind, state) for kind in kinds for state in states)]
+        if fixed:
+            counts += [report.wavs_written, report.log_mels_written]
+        table.add_row(report.subset, report.split, *map(str, counts))
+    return table
+
+
+def _as_json(report: SplitReport) -> dict[str, object]:
+    return {
+        "subset": report.subset,
+        "split": report.split,
+        "clips": report.clips,
+        "complete": report.complete,
+        "wavs_written": report.wavs_written,
+        "log_mels_written": report.log_mels_written,
+        "problems": [
+            {"file": str(problem.path), "kind": problem.kind, "state": problem.state, "message": problem.message}
+            for problem in report.problems
+        ],
+    }

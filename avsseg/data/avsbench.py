@@ -1,17 +1,13 @@
-"""Reads AVSBench's object subsets, S4 and MS3, from folders as distributed and as `avsseg data synth` writes them.
+"""Reads AVSBench's subsets S4, MS3 and AVSS, from folders as distributed and as `avsseg data synth` writes them.
 
-Log-mels are made from the wav files, an example a second at exact seconds; the distributed pickles, cut every 0.96 s,
-are not opened.
+Log-mels are made from the wav files, an example a second at exact seconds. The distributed pickles, cut every 0.96 s,
+are read where a wav is missing.
 """
 
 from __future__ import annotations
 
-import csv
-import wave
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -20,125 +16,172 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from avsseg.errors import DataError, printable
+from avsseg.data.augment import Augmentation, augment, augment_sound
+from avsseg.data.avsbench_files import mask_values, open_image, open_mask, read_sound, read_wav
+from avsseg.data.avsbench_layout import (
+    AVSS_SECONDS,
+    SECONDS,
+    ClipFiles,
+    SplitName,
+    Subset,
+    list_clips,
+    missing_sound,
+    subset_folder,
+)
+from avsseg.data.avss_classes import CLASS_NAMES
+from avsseg.data.log_mel_files import read_log_mel
+from avsseg.errors import DataError, UsageError, printable
 from avsseg.media.audio import SAMPLE_RATE_HZ, log_mel_examples
 
-Subset = Literal["s4", "ms3"]
-SplitName = Literal["train", "val", "test"]
-SECONDS = 5
-_ROOTS: dict[Subset, tuple[str, str]] = {"s4": ("Single-source", "s4"), "ms3": ("Multi-sources", "ms3")}
+__all__ = [
+    "SECONDS", "AvsBenchClips", "ClipExample", "ClipFiles", "SplitName", "Subset", "list_clips", "open_image",
+    "read_wav",
+]  # fmt: skip
 
 
-@dataclass(frozen=True)
-class ClipFiles:
-    """The files of one clip: frames and masks in order of time; fewer masks than frames where S4 has only the first."""
+Number = TypeVar("Number", np.uint8, np.float32)
+
+
+class ClipExample(NamedTuple):
+    """One clip of T seconds: 5, or 10 for AVSS, where shorter clips end in black, silent padding.
+
+    Attributes:
+        name, category: as in `ClipFiles`.
+        frames: (T, H, W, 3) uint8, RGB.
+        log_mel: (T, 1, 96, 64) float32, example t from t seconds on.
+        masks: (T, h, w) uint8 class indices; 0 and 1 for S4 and MS3; 0 where not annotated.
+        annotated: (T,) bool: `masks` holds truth.
+        real: (T,) bool: False for padding.
+        waveform: (16000 T,) float32 at 16 kHz, zero where the recording has ended; (0,) if there is only a pickle.
+    """
 
     name: str
     category: str
-    frames: tuple[Path, ...]
-    masks: tuple[Path, ...]
-    wav: Path
-
-
-@dataclass(frozen=True)
-class ClipExample:
-    """frames (T, H, W, 3) uint8, log_mel (T, 1, 96, 64), masks (T, H, W) bool, annotated (T,) bool."""
-
-    name: str
     frames: Tensor
     log_mel: Tensor
     masks: Tensor
     annotated: Tensor
-
-
-def list_clips(root: Path, subset: Subset, split: SplitName) -> list[ClipFiles]:
-    """The clips of a split, in the order of the metadata table. Raises DataError naming what is missing."""
-    folder_name, short = _ROOTS[subset]
-    folder = root / folder_name if (root / folder_name).is_dir() else root
-    table = folder / f"{short}_meta_data.csv"
-    if not table.is_file():
-        raise DataError(f"{printable(table)}: missing. Give the folder that holds {folder_name}/")
-    with table.open(newline="") as file:
-        rows = [row for row in csv.reader(file) if row and row[-1] == split]
-    if not rows:
-        raise DataError(f"{printable(table)}: lists no {split} clip")
-    data = folder / f"{short}_data"
-    return [_clip_files(data, subset, split, row) for row in rows]
-
-
-def _clip_files(data: Path, subset: Subset, split: SplitName, row: Sequence[str]) -> ClipFiles:
-    name = row[0]
-    single = subset == "s4"
-    category = row[2] if single else ""
-    place = Path(split, category) if single else Path(split)
-    frame_folder = data / "visual_frames" / (place / name if single else name)
-    # MS3 as distributed has a literal .mp4 in the name, frames cut by AVSBench's own script have not
-    prefix = f"{name}.mp4_" if not single and (frame_folder / f"{name}.mp4_1.png").exists() else f"{name}_"
-    annotated = 1 if single and split == "train" else SECONDS
-    files = ClipFiles(
-        name,
-        category,
-        tuple(frame_folder / f"{prefix}{t + 1}.png" for t in range(SECONDS)),
-        tuple(data / "gt_masks" / place / name / f"{name}_{t + 1}.png" for t in range(annotated)),
-        data / "audio_wav" / place / f"{name}.wav",
-    )
-    for path in (*files.frames, *files.masks, files.wav):
-        if not path.is_file():
-            raise DataError(f"{printable(path)}: missing, needed by {split} clip {name}")
-    return files
+    real: Tensor
+    waveform: Tensor
 
 
 class AvsBenchClips(Dataset[ClipExample]):
-    """Clips of one split, squashed to `size` x `size`; masks nearest, frames bilinear."""
+    """Clips of one split, squashed to `size` x `size` pixels: frames bilinear, masks nearest.
 
-    def __init__(self, root: Path, subset: Subset, split: SplitName, *, size: int) -> None:
+    Masks are `truth_size` x `truth_size`: as the frames if None, as their files if 0. `augmentation` changes a clip by
+    a draw that depends on `seed`, the epoch and its index alone. Raises DataError for an incomplete folder.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        subset: Subset,
+        split: SplitName,
+        *,
+        size: int,
+        truth_size: int | None = None,
+        augmentation: Augmentation | None = None,
+        seed: int = 0,
+    ) -> None:
+        if size < 1 or (truth_size or 0) < 0:
+            raise UsageError(f"clips of {size} pixels with truth of {truth_size}: sizes are above 0")
         self.clips = list_clips(root, subset, split)
+        self.root = root
+        self.root_folder = subset_folder(root, subset)
+        self.subset: Subset = subset
+        self.num_classes = len(CLASS_NAMES) if subset == "avss" else 1
+        self.seconds = max(AVSS_SECONDS.values()) if subset == "avss" else SECONDS
         self.size = size
+        self.truth_size = size if truth_size is None else truth_size
+        self.augmentation = augmentation
+        self.seed = seed
+        self._epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Chooses the epoch whose draws are made from now on, in this process and in those made later."""
+        self._epoch = epoch
 
     def __len__(self) -> int:
         return len(self.clips)
 
     def __getitem__(self, index: int) -> ClipExample:
-        """Raises DataError for a damaged file."""
+        """Raises DataError for a damaged or missing file."""
+        index = range(len(self.clips))[index]  # one draw for a clip, also when counted from the end
         files = self.clips[index]
-        frames = [_read_image(path, "RGB", self.size, Image.Resampling.BILINEAR) for path in files.frames]
-        masks = np.zeros((len(frames), self.size, self.size), bool)
-        for t, path in enumerate(files.masks):
-            masks[t] = _read_image(path, "L", self.size, Image.Resampling.NEAREST) > 127
-        waveform = torch.from_numpy(read_wav(files.wav))
+        rng = np.random.default_rng([self.seed, self._epoch, index])
+        frames, masks = self._pictures(files, rng)
+        waveform, log_mel = self._sound(files, rng, index)
+        time = torch.arange(self.seconds)
         return ClipExample(
             files.name,
-            torch.from_numpy(np.stack(frames)),
-            log_mel_examples(waveform, [float(t) for t in range(len(frames))]),
-            torch.from_numpy(masks),
-            torch.arange(len(frames)) < len(files.masks),
+            files.category,
+            torch.from_numpy(_padded(frames, self.seconds)),
+            log_mel,
+            torch.from_numpy(_padded(masks, self.seconds)),
+            time < len(files.masks),
+            time < len(files.frames),
+            waveform,
         )
 
+    def _pictures(self, files: ClipFiles, rng: np.random.Generator) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+        """frames (t, H, W, 3) and masks (at most t, h, w)."""
+        frames = [open_image(path, "RGB") for path in files.frames]
+        masks = open_masks(files, self.subset)
+        size = (self.size, self.size)
+        truth_size = (self.truth_size, self.truth_size) if self.truth_size else masks[0].size
+        if self.augmentation is not None:
+            pictures, masks = augment(frames, masks, self.augmentation, rng, size=size, truth_size=truth_size)
+        else:
+            pictures = np.stack([np.asarray(frame.resize(size, Image.Resampling.BILINEAR)) for frame in frames])
+            masks = [mask.resize(truth_size, Image.Resampling.NEAREST) for mask in masks]
+        values = [mask_values(mask, path) for mask, path in zip(masks, files.masks, strict=True)]
+        return pictures, np.stack(values)
 
-def open_image(path: Path, mode: str | None) -> Image.Image:
-    """The decoded picture in that PIL mode, or in its own. Raises DataError for a file that is none or is damaged."""
-    try:
-        with Image.open(path) as image:
-            image.load()
-            return image.copy() if mode is None else image.convert(mode)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise DataError(f"{printable(path)}: not an image that can be read ({error})") from error
+    def _sound(self, files: ClipFiles, rng: np.random.Generator, index: int) -> tuple[Tensor, Tensor]:
+        if files.wav is None:
+            return torch.zeros(0), self._stored_log_mel(files)
+        waveform = _waveform(files.wav, len(files.frames))
+        if self.augmentation is not None:
+            other = self._other_sound(len(files.frames), rng, index)
+            waveform = augment_sound(waveform, self.augmentation, rng, other=other)
+        samples = torch.from_numpy(_padded(waveform, self.seconds * SAMPLE_RATE_HZ))
+        return samples, log_mel_examples(samples, [float(t) for t in range(self.seconds)])
+
+    def _other_sound(self, seconds: int, rng: np.random.Generator, index: int) -> NDArray[np.float32] | None:
+        """The sound of another clip, if the draw says so and that clip has one."""
+        assert self.augmentation is not None
+        mixes, step = rng.uniform() < self.augmentation.mix, rng.uniform()
+        if not mixes or len(self.clips) < 2:
+            return None
+        other = self.clips[(index + 1 + int(step * (len(self.clips) - 1))) % len(self.clips)]
+        return None if other.wav is None else _waveform(other.wav, seconds)
+
+    def _stored_log_mel(self, files: ClipFiles) -> Tensor:
+        if files.log_mel is None:
+            raise missing_sound(files, self.root)
+        examples = read_log_mel(files.log_mel)[: len(files.frames)]
+        # AVSBench's rule for clips that are a little short: the last second is heard again
+        examples = torch.cat([examples, examples[-1:].expand(len(files.frames) - len(examples), -1, -1, -1)])
+        silence = log_mel_examples(torch.zeros(0), [float(t) for t in range(len(examples), self.seconds)])
+        return torch.cat([examples, silence])
 
 
-def _read_image(path: Path, mode: str, size: int, resampling: Image.Resampling) -> NDArray[np.uint8]:
-    return np.asarray(open_image(path, mode).resize((size, size), resampling))
+def open_masks(files: ClipFiles, subset: Subset) -> list[Image.Image]:
+    """A clip's masks as `open_mask` gives them. Raises DataError for damaged ones and for ones of different sizes."""
+    masks = [open_mask(path, classes=subset == "avss", colours=files.colour_masks) for path in files.masks]
+    for mask, path in zip(masks, files.masks, strict=True):
+        if mask.size != masks[0].size:
+            first = f"{masks[0].width}x{masks[0].height}"
+            raise DataError(f"{printable(path)}: is {mask.width}x{mask.height}, the clip's first mask {first}")
+    return masks
 
 
-def read_wav(path: Path) -> NDArray[np.float32]:
-    """(samples,) float32 in -1..1 of a 16 kHz mono 16-bit file. Raises DataError for anything else."""
-    try:
-        with wave.open(str(path), "rb") as file:
-            layout = (file.getframerate(), file.getnchannels(), file.getsampwidth())
-            samples = file.readframes(file.getnframes())
-    except (OSError, EOFError, wave.Error) as error:
-        raise DataError(f"{printable(path)}: not a wav file that can be read ({error})") from error
-    if layout != (SAMPLE_RATE_HZ, 1, 2):
-        found = f"{layout[0]} Hz, {layout[1]} channels, {8 * layout[2]} bit"
-        raise DataError(f"{printable(path)}: has {found}, must have 16000 Hz, 1 channel, 16 bit")
-    waveform: NDArray[np.float32] = np.frombuffer(samples, "<i2").astype(np.float32) / np.float32(32768)
-    return waveform
+def _waveform(path: Path, seconds: int) -> NDArray[np.float32]:
+    """(16000 seconds,): cut, or continued with silence."""
+    samples = seconds * SAMPLE_RATE_HZ
+    return _padded(read_sound(path)[:samples], samples)
+
+
+def _padded(array: NDArray[Number], length: int) -> NDArray[Number]:
+    """Zeros after the end of the first axis."""
+    return np.pad(array, [(0, length - len(array)), *[(0, 0)] * (array.ndim - 1)])

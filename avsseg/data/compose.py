@@ -6,6 +6,7 @@ split occurs in no clip of another.
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -22,13 +23,14 @@ from avsseg.data.compose_scene import (
     colour_jitter,
     cut_out,
     draw_appearance,
-    draw_path,
+    draw_motion,
     empty_part,
     read_flipped,
     shows_only,
 )
 from avsseg.data.compose_sound import Track, Waveform, draw_slots, draw_turns, lay_track, mix_tracks
-from avsseg.data.compose_sources import SPLIT_NAMES, Picture, Sources
+from avsseg.data.compose_sources import Picture, Sources
+from avsseg.data.compose_splits import SPLIT_NAMES, TABLE_NAME
 from avsseg.errors import UsageError
 
 Case = Literal["one", "two", "several", "none"]
@@ -42,8 +44,9 @@ class ComposeSettings:
     """What clips are drawn.
 
     `one`: an object that sounds; `two`: two objects of which one sounds at a time; `several`: two that sound together;
-    `none`: silence or a sound from off-screen. Shares are relative. `smallest` is the least share of its picture that
-    an object must cover; `motion` scales how far the camera and pasted objects move (0: a still picture).
+    `none`: silence or a sound from off-screen. Shares are relative; a split of one class has `one` in the place of
+    `two` and `several`. `smallest` is the least share of its picture that an object must cover; `motion` scales how
+    far the camera and pasted objects move (0: a still picture).
     """
 
     seconds: int = 5
@@ -56,8 +59,12 @@ class ComposeSettings:
 
     def __post_init__(self) -> None:
         shares = (self.one, self.two, self.several, self.none)
-        if min(shares) < 0 or sum(shares) <= 0:
+        if not (all(0 <= share < math.inf for share in shares) and sum(shares) > 0):
             raise UsageError(f"shares of one, two, several and none are {shares}: none below 0, and not all 0")
+        if not 0 <= self.motion < math.inf:
+            raise UsageError(f"motion is {self.motion}: 0 for still pictures, or more")
+        if not 0 <= self.smallest < 1:
+            raise UsageError(f"smallest share of a picture is {self.smallest}: from 0 to below 1")
         if self.seconds < 1:
             raise UsageError(f"clips of {self.seconds} s: one second at least")
 
@@ -70,7 +77,7 @@ class ComposeSettings:
             position -= shares[name]
             if position < 0:
                 return name
-        return "none" if self.none else "one"
+        return [name for name in names if shares[name] > 0][-1]
 
 
 class SplitSources:
@@ -83,17 +90,22 @@ class SplitSources:
         self.settings = settings
         self.pictures: dict[int, list[Picture]] = defaultdict(list)
         self.recordings: dict[int, list[NDArray[np.int16]]] = defaultdict(list)
+        self.recording_names: dict[int, list[str]] = defaultdict(list)
         self.pairs: list[Picture] = []
         self.scenes: list[Picture] = []
         for sound in sources.sounds:
             if sound.split == split:
                 self.recordings[sound.class_index].append(sound.samples)
+                self.recording_names[sound.class_index].append(sound.name)
         for picture in sources.pictures:
             if picture.split == split:
                 self._add(picture)
         self.sounding = sorted(k for k in self.pictures if k in self.recordings)
         if not self.sounding:
-            raise UsageError(f"no class of the {split} split has both pictures and recordings")
+            raise UsageError(
+                f"no class of the {split} split has both pictures that show it ({settings.smallest:.0%} of the frame "
+                f"or more) and recordings. Add some, name their splits in {TABLE_NAME}, or ask for no {split} clips"
+            )
         self.mute = sorted(k for k in self.pictures if k not in self.recordings)
         rooted = np.sqrt([len(self.pictures[k]) for k in self.sounding])
         self._weights = rooted / rooted.sum()
@@ -131,7 +143,11 @@ class SplitSources:
 
 @dataclass(frozen=True)
 class ComposedClip:
-    """A scene and one sound to it. `tracks` are what is heard, off-screen classes included."""
+    """A scene and one sound to it.
+
+    `objects` are the classes that the clip is about, `tracks` what is heard, off-screen classes included; `waveform`
+    (n,) is their mix at 16 kHz.
+    """
 
     scene: ComposedScene
     case: Case
@@ -148,7 +164,10 @@ class ComposedClip:
         return heard
 
     def masks(self, class_maps: Sequence[NDArray[np.uint8]]) -> NDArray[np.bool_]:
-        """class maps of seconds 0..T-1, (H, W) each -> the pixels of what sounds in that second (T, H, W)."""
+        """class maps of seconds 0..T-1, (H, W) each -> the pixels of what sounds in that second (T, H, W).
+
+        Unknown pixels (255) count as silent.
+        """
         heard = self.sounding()
         masks = np.zeros((len(class_maps), *class_maps[0].shape), bool)
         for t, classes in enumerate(class_maps):
@@ -163,34 +182,52 @@ def draw_scene(sources: SplitSources, seed: int) -> tuple[Case, tuple[int, ...],
     case = sources.settings.case(float(rng.uniform()))
     pair = case in ("two", "several") or (case == "none" and rng.uniform() < 0.5)
     drawn = _draw_two(sources, rng, voiced=case == "several") if pair else _draw_one(sources, rng)
-    objects, canvas, classes, cutouts, weight = drawn
+    if len(drawn.objects) == 1 and case in ("two", "several"):
+        case = "one"  # the split has one class only
     moving = rng.uniform() < 0.75
     motion = sources.settings.motion
-    view, centre = _draw_view(rng, classes, objects, tight=pair)
-    camera = draw_path(
+    view, centre = _draw_view(rng, drawn.classes, drawn.objects, tight=pair)
+    camera = draw_motion(
         rng, centre, (0.2 * motion * view[0], 0.2 * motion * view[1]), zoom=0.1 * motion,
         seconds=sources.settings.seconds, moving=moving,
     )  # fmt: skip
     look = draw_appearance(rng)
-    return (
-        case,
-        objects,
-        ComposedScene(canvas, classes, camera, view, cutouts, look, sources.settings.seconds, seed, weight),
+    scene = ComposedScene(
+        drawn.canvas,
+        drawn.classes,
+        camera,
+        view,
+        drawn.cutouts,
+        look,
+        sources.settings.seconds,
+        seed,
+        weight=min(picture.weight for picture in drawn.pictures),
+        pictures=(*(picture.name for picture in drawn.pictures), *drawn.behind),
     )
+    return case, drawn.objects, scene
 
 
-_Drawn = tuple[tuple[int, ...], Image.Image, Image.Image, tuple[Cutout, ...], float]
+@dataclass(frozen=True)
+class _Drawn:
+    """`pictures` are those of the objects, `behind` the names of those that only their background comes from."""
+
+    objects: tuple[int, ...]
+    canvas: Image.Image
+    classes: Image.Image
+    pictures: tuple[Picture, ...]
+    cutouts: tuple[Cutout, ...] = ()
+    behind: tuple[str, ...] = ()
 
 
 def _draw_one(sources: SplitSources, rng: np.random.Generator) -> _Drawn:
     class_index = sources.draw_class(rng)
     picture = sources.draw_picture(rng, class_index)
     if picture.kind == "cutout":
-        canvas, classes = _backdrop(sources, rng, {class_index})
+        canvas, classes, behind = _backdrop(sources, rng, {class_index})
         cutout = _as_cutout(sources, rng, picture, class_index, centre=(0.5, 0.5), spread=0.22)
-        return (class_index,), canvas, classes, () if cutout is None else (cutout,), picture.weight
+        return _Drawn((class_index,), canvas, classes, (picture,), () if cutout is None else (cutout,), behind)
     image, classes = read_flipped(picture, rng)
-    return (class_index,), image, classes, (), picture.weight
+    return _Drawn((class_index,), image, classes, (picture,))
 
 
 def _draw_two(sources: SplitSources, rng: np.random.Generator, *, voiced: bool) -> _Drawn:
@@ -199,7 +236,7 @@ def _draw_two(sources: SplitSources, rng: np.random.Generator, *, voiced: bool) 
         picture = sources.pairs[int(rng.integers(len(sources.pairs)))]
         image, classes = read_flipped(picture, rng)
         present = [k for k, area in picture.areas if area >= sources.settings.smallest and k in sources.recordings]
-        return (present[0], present[1]), image, classes, (), picture.weight
+        return _Drawn((present[0], present[1]), image, classes, (picture,))
     first = sources.draw_class(rng)
     second = sources.draw_class(rng, without=(first,))
     if sources.mute and rng.uniform() < _MUTE_SHARE and not voiced:
@@ -207,24 +244,24 @@ def _draw_two(sources: SplitSources, rng: np.random.Generator, *, voiced: bool) 
     if second == first:  # the split has one class only
         return _draw_one(sources, rng)
     pictures = sources.draw_picture(rng, first), sources.draw_picture(rng, second)
-    weight = min(picture.weight for picture in pictures)
     scenes = [picture.kind == "scene" for picture in pictures]
     if all(scenes) and way < 0.7:
         image, classes = _side_by_side(rng, pictures, (first, second))
-        return (first, second), image, classes, (), weight
+        return _Drawn((first, second), image, classes, pictures)
     if any(scenes):
         base = scenes.index(True)
         image, classes = read_flipped(pictures[base], rng)
         objects = (first, second) if base == 0 else (second, first)
         free = _free_side(classes, objects[0])
         cutout = _as_cutout(sources, rng, pictures[1 - base], objects[1], centre=(free, 0.55), spread=0.12)
-        return objects, image, classes, () if cutout is None else (cutout,), weight
-    canvas, classes = _backdrop(sources, rng, {first, second})
+        return _Drawn(objects, image, classes, pictures, () if cutout is None else (cutout,))
+    canvas, classes, behind = _backdrop(sources, rng, {first, second})
     cutouts = [
         _as_cutout(sources, rng, picture, k, centre=(x, 0.5), spread=0.1)
         for picture, k, x in zip(pictures, (first, second), (0.28, 0.72), strict=True)
     ]
-    return (first, second), canvas, classes, tuple(c for c in cutouts if c is not None), weight
+    pasted = tuple(c for c in cutouts if c is not None)
+    return _Drawn((first, second), canvas, classes, pictures, pasted, behind)
 
 
 def _side_by_side(
@@ -274,29 +311,35 @@ def _as_cutout(
     width, height = min(0.95, (area * aspect) ** 0.5), min(0.95, (area / aspect) ** 0.5)
     x, y = (float(np.clip(c + rng.uniform(-spread, spread), 0.1, 0.9)) for c in centre)
     motion = sources.settings.motion
-    path = draw_path(
+    moved = draw_motion(
         rng, (x, y), (0.25 * motion, 0.2 * motion), zoom=0.15 * motion,
         seconds=sources.settings.seconds, moving=bool(rng.uniform() < 0.7),
     )  # fmt: skip
-    return Cutout(cut, class_index, path, width, height)
+    return Cutout(cut, class_index, moved, width, height)
 
 
-def _backdrop(sources: SplitSources, rng: np.random.Generator, objects: set[int]) -> tuple[Image.Image, Image.Image]:
-    """A picture, or the empty part of one, to paste objects onto: nothing of their classes is in it."""
-    for _ in range(_TRIES):
+def _backdrop(
+    sources: SplitSources, rng: np.random.Generator, objects: set[int]
+) -> tuple[Image.Image, Image.Image, tuple[str, ...]]:
+    """A picture or the empty part of one, its map and name, to paste objects onto: nothing of their classes is in it.
+
+    Plain grey if none is found soon.
+    """
+    # a split may have nothing but cutouts
+    for _ in range(_TRIES if sources.scenes else 0):
         picture = sources.scenes[int(rng.integers(len(sources.scenes)))]
         if picture.kind == "backdrop":
             image, classes = picture.read()
-            return colour_jitter(image, rng), classes
+            return colour_jitter(image, rng), classes, (picture.name,)
         image, classes = read_flipped(picture, rng)
         if rng.uniform() < 0.6:
             part = empty_part(image, classes, rng)
             if part is not None:
-                return part, Image.new("L", part.size)
+                return part, Image.new("L", part.size), (picture.name,)
         elif not objects & {k for k, _ in picture.areas}:
-            return image, classes
+            return image, classes, (picture.name,)
     grey = tuple(int(level) for level in rng.integers(40, 216, 3))
-    return Image.new("RGB", (224, 224), grey), Image.new("L", (224, 224))
+    return Image.new("RGB", (224, 224), grey), Image.new("L", (224, 224)), ()
 
 
 def _draw_view(
@@ -387,7 +430,7 @@ def with_sound(
 
 
 def class_counts(sources: Sources) -> Mapping[str, dict[str, tuple[int, int]]]:
-    """class -> split -> (pictures, recordings)."""
+    """class -> split -> (pictures that show it, recordings of it)."""
     counts: dict[str, dict[str, tuple[int, int]]] = {}
     for index, name in enumerate(sources.classes[1:], 1):
         counts[name] = {

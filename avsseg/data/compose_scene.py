@@ -26,8 +26,12 @@ _LINE_KERNELS = (
 
 
 @dataclass(frozen=True)
-class Path2D:
-    """start + (end - start) s(t) + sway sin(2 pi (rate t + phase)) for a position and a log-scale, s from 0 to 1."""
+class Motion:
+    """A position (x, y) and a log-scale over the time t.
+
+    start + (end - start) t / seconds, held after the end, and on the position sway sin(2 pi (rate_hz t + phase)).
+    The unit of x and y is its user's: canvas pixels for a camera, shares of the view for a cutout.
+    """
 
     start: tuple[float, float, float]
     end: tuple[float, float, float]
@@ -46,11 +50,14 @@ class Path2D:
 
 @dataclass(frozen=True)
 class Cutout:
-    """One object cut out of its picture: RGBA, its class, and where it is: a centre in shares of the view."""
+    """One object cut out of its picture (RGBA) and pasted onto the view.
+
+    `motion` gives its centre, `width` and `height` the size of its box at log-scale 0, all in shares of the view.
+    """
 
     image: Image.Image
     class_index: int
-    path: Path2D
+    motion: Motion
     width: float
     height: float
 
@@ -69,26 +76,33 @@ class Appearance:
 
 @dataclass(frozen=True)
 class ComposedScene:
-    """What `paint` shows: `camera` gives the view's centre in canvas pixels and its log-scale on `view` (w, h)."""
+    """A canvas under a moving camera, with cutouts pasted onto what the camera sees.
+
+    `canvas` (RGB) and `classes` (L: class index, 255 unknown) have one size. The camera sees a box of the canvas:
+    `camera` gives its centre in canvas pixels and the logarithm of its size relative to `view` (width, height in canvas
+    pixels); it is shrunk and moved to lie inside the canvas. Later cutouts cover earlier ones. `weight`, 0 to 1, is
+    what the scene's truth counts in training; `pictures` names all that it is made of, the objects' pictures first.
+    """
 
     canvas: Image.Image
     classes: Image.Image
-    camera: Path2D
+    camera: Motion
     view: tuple[float, float]
     cutouts: tuple[Cutout, ...]
     appearance: Appearance
     seconds: float
     seed: int
     weight: float
+    pictures: tuple[str, ...] = ()
 
     def paint(self, t: float, height: int, width: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-        """Frame (H, W, 3) and class map (H, W; 255 unknown) at t seconds."""
+        """Frame (H, W, 3) and class map (H, W; 255 unknown), uint8, at t seconds; any aspect shows the same view."""
         x, y, zoom = self.camera.at(t)
         box = _box_inside(x, y, self.view[0] * np.exp(zoom), self.view[1] * np.exp(zoom), self.canvas.size)
         frame = self.canvas.resize((width, height), Image.Resampling.BILINEAR, box=box)
         classes = self.classes.resize((width, height), Image.Resampling.NEAREST, box=box)
         for cutout in self.cutouts:
-            x, y, zoom = cutout.path.at(t)
+            x, y, zoom = cutout.motion.at(t)
             size = tuple(
                 max(2, round(share * np.exp(zoom) * side))
                 for share, side in ((cutout.width, width), (cutout.height, height))
@@ -134,8 +148,9 @@ def _box_inside(
     """A box of that size (shrunk to fit, its aspect kept) moved into the canvas."""
     shrink = min(1.0, size[0] / width, size[1] / height)
     width, height = width * shrink, height * shrink
-    left = min(max(0.0, x - width / 2), size[0] - width)
-    top = min(max(0.0, y - height / 2), size[1] - height)
+    # rounding may make a box as wide as the canvas wider by its last bit
+    left = max(0.0, min(x - width / 2, size[0] - width))
+    top = max(0.0, min(y - height / 2, size[1] - height))
     return left, top, min(left + width, size[0]), min(top + height, size[1])
 
 
@@ -191,7 +206,7 @@ def empty_part(image: Image.Image, classes: Image.Image, rng: np.random.Generato
     return None
 
 
-def draw_path(
+def draw_motion(
     rng: np.random.Generator,
     start: tuple[float, float],
     reach: tuple[float, float],
@@ -199,14 +214,14 @@ def draw_path(
     zoom: float,
     seconds: float,
     moving: bool,
-) -> Path2D:
-    """A path that drifts at most `reach` from `start` and zooms by at most exp(`zoom`)."""
+) -> Motion:
+    """A motion about `start`: of the drift and the sway together, at most 0.62 `reach`; zoom within exp(+-`zoom`)."""
     if not moving:
-        return Path2D((*start, 0.0), (*start, 0.0), (0.0, 0.0), 0.0, 0.0, seconds)
+        return Motion((*start, 0.0), (*start, 0.0), (0.0, 0.0), 0.0, 0.0, seconds)
     drift = [float(rng.uniform(-limit, limit)) for limit in reach]
     first, last = (float(z) for z in rng.uniform(-zoom, zoom, 2))
     sway = float(rng.uniform(0, 0.12)) * (rng.uniform() < 0.6)
-    return Path2D(
+    return Motion(
         (start[0] - drift[0] / 2, start[1] - drift[1] / 2, first),
         (start[0] + drift[0] / 2, start[1] + drift[1] / 2, last),
         (sway * reach[0], sway * reach[1]),

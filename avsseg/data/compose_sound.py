@@ -7,7 +7,7 @@ is in doubt.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,11 +29,12 @@ _RAMP = 160
 
 @dataclass(frozen=True)
 class Track:
-    """One voice: its class, samples (n,) and the seconds (T,) in which it is heard."""
+    """One voice: its class, samples (n,), the seconds (T,) in which it is heard, and which of the recordings it is."""
 
     class_index: int
     samples: Waveform
     sounding: NDArray[np.bool_]
+    recording: int = 0
 
 
 def draw_slots(rng: np.random.Generator, seconds: int) -> NDArray[np.bool_]:
@@ -69,7 +70,8 @@ def lay_track(
     """One of the recordings, repeated as often as needed, in the slots that are on; onsets fall inside them."""
     seconds = len(slots)
     track = np.zeros(seconds * SAMPLE_RATE_HZ, np.float32)
-    source = _trimmed(recordings[int(rng.integers(len(recordings)))])
+    recording = int(rng.integers(len(recordings)))
+    source = _trimmed(recordings[recording])
     for first, last in _runs(slots):
         late, early = rng.uniform(0, 0.35, 2) * (rng.uniform(size=2) < 0.6)
         start = int((first + late) * SAMPLE_RATE_HZ)
@@ -83,7 +85,7 @@ def lay_track(
     peak = float(np.abs(track).max(initial=0))
     if peak > 0.95:
         track *= np.float32(0.95 / peak)
-    return gate(class_index, track)
+    return replace(gate(class_index, track), recording=recording)
 
 
 def gate(class_index: int, samples: Waveform) -> Track:

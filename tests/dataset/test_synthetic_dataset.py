@@ -91,7 +91,7 @@ def test_videos_and_sounds_are_real(ms3: Path) -> None:
 
 def test_same_settings_same_files(ms3: Path, tmp_path: Path) -> None:
     list(write_dataset(tmp_path, SynthSettings(subset="ms3", **TINY), jobs=2))
-    written = sorted(p.relative_to(ms3) for p in ms3.rglob("*.*") if p.suffix in (".png", ".wav", ".csv"))
+    written = sorted(p.relative_to(ms3) for p in ms3.rglob("*.*") if p.suffix in (".png", ".wav", ".csv", ".json"))
     assert written == sorted(p.relative_to(tmp_path) for p in tmp_path.rglob("*.*") if p.suffix != ".mp4")
     for name in written:
         assert (tmp_path / name).read_bytes() == (ms3 / name).read_bytes()

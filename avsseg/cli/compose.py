@@ -1,0 +1,168 @@
+"""`avsseg data compose`: a dataset of clips made from the user's own pictures, masks and recordings."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from avsseg.errors import UsageError, printable
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from avsseg.data.compose_dataset import ComposedDatasetSettings
+
+Counts = Mapping[str, Mapping[str, tuple[int, int]]]
+
+_TEXT = """[bold]The three folders[/bold]
+
+IMAGES/NAME.jpg  [dim]pictures (.jpg, .jpeg, .png, .webp, .bmp), 16 px a side at least; subfolders are read too[/dim]
+
+MASKS/NAME.png  [dim]a mask for each, in the same subfolder, of the same name and size: 0 where no class is, 255 where
+it is unknown, else the number of the class, as grey level or palette index[/dim]
+
+MASKS/classes.txt  [dim]the classes, one a line: the background first, then the class of mask value 1, 2, ...[/dim]
+
+SOUNDS/CLASS/NAME.wav  [dim]recordings, anything that ffmpeg reads, 60 s of each at most; deeper subfolders are read
+too. A class that no picture has is heard off-screen only[/dim]
+
+Without classes.txt: IMAGES/CLASS/NAME.jpg and MASKS/CLASS/NAME.png, and any mask value but 0 is that class. Names that
+begin with a dot are left out.
+
+[bold]Splits[/bold]
+
+No picture and no recording is used in two splits. They are drawn by a hash of the names, about 80 % of a class for
+training, 10 % each for val and test. Files of one folder whose names differ in a number at their end only (walk_001,
+walk_002) count as frames of one recording and stay together, as do equal files; a class of fewer than three
+such groups is in training alone. To choose yourself, add tables; they must list every file:
+
+IMAGES/splits.csv  [dim]columns name (dog/1 for dog/1.jpg), split (train, val or test) and, if wanted, kind (scene, or
+cutout: only ever pasted onto others, or backdrop: shows no class and needs no mask) and weight (0 to 1)[/dim]
+
+SOUNDS/splits.csv  [dim]columns name (dog/1.wav) and split[/dim]
+
+[bold]Example[/bold]
+
+avsseg data compose --images images --masks masks --sounds sounds my-clips --jobs 4
+"""
+# a paragraph is a line, whatever its length, for the help to wrap
+LAYOUT = "\n\n".join(paragraph.replace("\n", " ") for paragraph in _TEXT.strip().split("\n\n"))
+
+_FOLDERS, _CLIPS, _SHARES = "Sources", "Clips", "What the clips show, as shares relative to each other"
+
+
+def compose(
+    out: Annotated[str, typer.Argument(metavar="OUT", help="Folder that receives the dataset.", show_default=False)],
+    images: Annotated[
+        Path, typer.Option(metavar="DIR", help="Pictures.", show_default=False, rich_help_panel=_FOLDERS)
+    ],
+    masks: Annotated[
+        Path, typer.Option(metavar="DIR", help="Their masks.", show_default=False, rich_help_panel=_FOLDERS)
+    ],
+    sounds: Annotated[
+        Path,
+        typer.Option(metavar="DIR", help="Recordings, a folder a class.", show_default=False, rich_help_panel=_FOLDERS),
+    ],
+    clips: Annotated[int, typer.Option(min=0, help="Training clips, of 5 s each.", rich_help_panel=_CLIPS)] = 400,
+    val_clips: Annotated[int, typer.Option(min=0, help="Validation clips.", rich_help_panel=_CLIPS)] = 40,
+    test_clips: Annotated[int, typer.Option(min=0, help="Test clips.", rich_help_panel=_CLIPS)] = 40,
+    seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same dataset.", rich_help_panel=_CLIPS)] = 0,
+    size: Annotated[
+        int, typer.Option(min=32, help="Side of frames and masks in pixels.", rich_help_panel=_CLIPS)
+    ] = 224,
+    jobs: Annotated[
+        int, typer.Option(min=1, help="Processes; each holds all recordings in memory.", rich_help_panel=_CLIPS)
+    ] = 1,
+    one: Annotated[float, typer.Option(min=0, help="One object, which sounds.", rich_help_panel=_SHARES)] = 0.4,
+    two: Annotated[
+        float, typer.Option(min=0, help="Two objects, of which one sounds at a time.", rich_help_panel=_SHARES)
+    ] = 0.3,
+    several: Annotated[
+        float, typer.Option(min=0, help="Two objects that sound together.", rich_help_panel=_SHARES)
+    ] = 0.1,
+    none: Annotated[
+        float,
+        typer.Option(min=0, help="Objects, and silence or a sound from off-screen.", rich_help_panel=_SHARES),
+    ] = 0.2,
+    motion: Annotated[
+        float,
+        typer.Option(min=0, help="How far camera and objects move; 0 is a still picture.", rich_help_panel=_CLIPS),
+    ] = 1.0,
+) -> None:
+    """Compose a dataset from pictures with masks and recordings of your own classes, in AVSBench's MS3 layout.
+
+    Pictures are panned, zoomed, put side by side and pasted into each other; sounds begin and end inside the clips.
+    Masks and times are exact. OUT gets frames, masks, wavs, mp4s and clips.json, which says what each clip is made of.
+    """
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from avsseg.data.compose import ComposeSettings, class_counts
+    from avsseg.data.compose_dataset import ComposedDatasetSettings, split_sources, write_composed_dataset
+    from avsseg.data.compose_sources import read_sources
+    from avsseg.data.layout_writer import dataset_paths
+
+    folder = output_folder(out, (images, masks, sounds))
+    shown = ComposeSettings(one=one, two=two, several=several, none=none, motion=motion)
+    settings = ComposedDatasetSettings(clips, val_clips, test_clips, seed, shown, size=size)
+    dataset_paths(folder, "ms3", settings.counts().values())  # before reading, which takes minutes
+    console = Console(stderr=True, highlight=False)
+    with console.status("reading pictures and recordings"):
+        sources = read_sources(images, masks, sounds, jobs=max(4, jobs))
+    counts = class_counts(sources)
+    # wide enough for the table wherever it goes: a pipe has no width that it should be cut to
+    Console(stderr=True, width=None if console.is_terminal else 120).print(_table(counts))
+    for warning in warnings(counts, settings):
+        typer.echo(f"avsseg: warning: {warning}", err=True)
+    split_sources(sources, settings)
+    with Progress(console=console, transient=True, redirect_stdout=False, disable=not console.is_terminal) as progress:
+        task = progress.add_task("composing", total=clips + val_clips + test_clips)
+        for _ in write_composed_dataset(folder, sources, settings, jobs=jobs):
+            progress.advance(task)
+    typer.echo(str(folder))
+
+
+def output_folder(out: str, sources: tuple[Path, ...]) -> Path:
+    """The folder to write to. Raises UsageError for an empty name, and for one inside the sources."""
+    if not out.strip():
+        raise UsageError("OUT is empty. Name a folder for the dataset")
+    folder = Path(out)
+    for source in sources:
+        if source.resolve() in (folder.resolve(), *folder.resolve().parents):
+            raise UsageError(f"{printable(folder)}: lies in {printable(source)}, which is read. Choose another folder")
+    return folder
+
+
+def warnings(counts: Counts, settings: ComposedDatasetSettings) -> Iterator[str]:
+    """What the user should know of the sources before thousands of clips are made of them, a line each."""
+    for name, by_split in counts.items():
+        pictures, recordings = by_split["train"]
+        if pictures and not recordings:
+            yield f"{printable(name)}: is seen but never heard in train"
+    for split, count in settings.counts().items():
+        usable = [name for name, by_split in counts.items() if all(by_split[split])]
+        if not usable:
+            if not count:
+                yield f"{split}: no class has both pictures and recordings, so no {split} clips could be composed"
+        elif count and split != "train":
+            missing = [name for name, by_split in counts.items() if all(by_split["train"]) and name not in usable]
+            for name in missing:
+                yield f"{printable(name)}: is in train, but not both seen and heard in {split}"
+
+
+def _table(counts: Counts) -> Table:
+    from rich.table import Table
+    from rich.text import Text
+
+    splits = list(next(iter(counts.values())))
+    table = Table()
+    table.add_column("class")
+    for split in splits:
+        table.add_column(f"{split} pictures", justify="right")
+        table.add_column("recordings", justify="right")
+    for name, by_split in counts.items():
+        table.add_row(Text(printable(name)), *(str(number) for split in splits for number in by_split[split]))
+    return table

@@ -1,0 +1,122 @@
+"""`avsseg data compose` as a user meets it."""
+
+from __future__ import annotations
+
+import json
+import wave
+from collections.abc import Callable
+from pathlib import Path
+from subprocess import CompletedProcess
+
+import numpy as np
+import pytest
+from PIL import Image, ImageDraw
+
+Main = Callable[..., CompletedProcess[str]]
+FEW = ("--clips", 2, "--val-clips", 1, "--test-clips", 1, "--size", 32)
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> dict[str, Path]:
+    """dog: 4 pictures and recordings, cat: 3 pictures and none, bell: 3 recordings; one folder a class."""
+    paths = {name: tmp_path / name for name in ("images", "masks", "sounds")}
+    for label, ink, count in (("dog", (255, 0, 0), 4), ("cat", (0, 255, 0), 3)):
+        for i in range(count):
+            image, mask = Image.new("RGB", (64, 48), (90 + 9 * i, 90, 90)), Image.new("L", (64, 48))
+            for target, fill in ((image, ink), (mask, 255)):
+                ImageDraw.Draw(target).ellipse((10 + 3 * i, 8, 40, 40), fill=fill)
+            for kind, result in (("images", image), ("masks", mask)):
+                (paths[kind] / label).mkdir(parents=True, exist_ok=True)
+                result.save(paths[kind] / label / f"{i}.png")
+    t = np.arange(16_000) / 16_000
+    for label, count in (("dog", 4), ("bell", 3)):
+        (paths["sounds"] / label).mkdir(parents=True)
+        for i in range(count):
+            tone = 9000 * np.sin(2 * np.pi * (300 + 100 * i + len(label)) * t)
+            with wave.open(str(paths["sounds"] / label / f"{i}.wav"), "wb") as file:
+                file.setparams((1, 2, 16_000, 0, "NONE", ""))
+                file.writeframes(tone.astype("<i2").tobytes())
+    return paths
+
+
+def arguments(folders: dict[str, Path], out: object, *more: object) -> list[object]:
+    return ["data", "compose", *(part for name, path in folders.items() for part in (f"--{name}", path)), out, *more]
+
+
+def test_help_teaches_the_layouts(avsseg_main: Main) -> None:
+    outcome = avsseg_main("data", "compose", "--help")
+    assert outcome.returncode == 0
+    for word in (
+        "IMAGES/NAME.jpg",
+        "MASKS/classes.txt",
+        "SOUNDS/CLASS/NAME.wav",
+        "IMAGES/splits.csv",
+        "cutout",
+        "--motion",
+    ):
+        assert word in outcome.stdout
+
+
+def test_a_dataset_of_own_classes(avsseg_main: Main, folders: dict[str, Path], tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    outcome = avsseg_main(*arguments(folders, out, *FEW, "--several", 0, "--motion", 0.5, "--seed", 2))
+    assert outcome.returncode == 0, outcome.stderr
+    assert outcome.stdout == f"{out}\n"
+    for word in ("dog", "cat", "bell", "train pictures", "avsseg: warning: cat: is seen but never heard in train\n"):
+        assert word in outcome.stderr
+    document = json.loads((out / "Multi-sources/clips.json").read_text())
+    assert document["classes"] == ["background", "cat", "dog", "bell"]
+    assert document["settings"]["clips"]["motion"] == 0.5
+    assert [entry["name"] for entry in document["clips"]] == [
+        "train_02000000", "train_02000001", "val_02000000", "test_02000000",
+    ]  # fmt: skip
+    again = avsseg_main(*arguments(folders, out, *FEW))
+    assert again.returncode == 2
+    assert "ms3_meta_data.csv exists" in again.stderr
+
+
+def test_what_cannot_be_composed_is_said_in_one_line(
+    avsseg_main: Main, folders: dict[str, Path], tmp_path: Path
+) -> None:
+    def fails(code: int, message: str, *line: object) -> None:
+        outcome = avsseg_main(*line)
+        assert outcome.returncode == code
+        assert outcome.stdout == ""
+        errors = [text for text in outcome.stderr.splitlines() if text.startswith("avsseg: error: ")]
+        assert len(errors) == 1
+        assert message in errors[0]
+        assert not (tmp_path / "out").exists()
+
+    out = tmp_path / "out"
+    fails(2, "OUT is empty", *arguments(folders, ""))
+    fails(2, "Choose another folder", *arguments(folders, folders["masks"] / "out"))
+    fails(2, "no clips", *arguments(folders, out, "--clips", 0, "--val-clips", 0, "--test-clips", 0))
+    fails(2, "not all 0", *arguments(folders, out, "--one", 0, "--two", 0, "--several", 0, "--none", 0))
+    fails(1, "no such folder", *arguments({**folders, "sounds": tmp_path / "absent"}, out))
+    for path in folders["sounds"].glob("dog/[23].wav"):
+        path.unlink()
+    fails(2, "no class of the val split", *arguments(folders, out, *FEW))
+    (folders["masks"] / "dog/1.png").unlink()
+    fails(1, "dog/1.png: missing", *arguments(folders, out, *FEW))
+
+
+def test_splits_without_clips_may_be_empty(avsseg_main: Main, folders: dict[str, Path], tmp_path: Path) -> None:
+    for path in folders["sounds"].glob("dog/[123].wav"):
+        path.unlink()
+    none = ("--val-clips", 0, "--test-clips", 0)
+    outcome = avsseg_main(*arguments(folders, tmp_path / "out", "--clips", 1, "--size", 32, *none))
+    assert outcome.returncode == 0, outcome.stderr
+    assert "avsseg: warning: val: no class has both" in outcome.stderr
+    assert "avsseg: warning: test: no class has both" in outcome.stderr
+
+
+def test_a_file_in_two_splits_is_an_error(avsseg_main: Main, folders: dict[str, Path], tmp_path: Path) -> None:
+    names = [f"{label}/{i}" for label, count in (("dog", 4), ("cat", 3)) for i in range(count)]
+    copied = folders["images"] / "dog/3.png"
+    copied.write_bytes((folders["images"] / "dog/0.png").read_bytes())
+    rows = [f"{name},{('train', 'val', 'test')[i % 3] if i != 3 else 'val'}" for i, name in enumerate(names)]
+    (folders["images"] / "splits.csv").write_text("name,split\n" + "\n".join(rows))
+    outcome = avsseg_main(*arguments(folders, tmp_path / "out", *FEW))
+    assert outcome.returncode == 1
+    assert "dog/0 and dog/3 are the same but in two splits" in outcome.stderr
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,243 @@
+"""`avsseg data check`: what is missing or damaged is counted and named, and missing sounds are made again."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from typer.testing import CliRunner
+
+from avsseg.cli.data import app
+from avsseg.data.avsbench import AvsBenchClips
+from avsseg.data.avsbench_check import SplitReport, check_dataset
+from avsseg.data.avsbench_files import read_wav
+from avsseg.data.log_mel_files import read_log_mel
+from avsseg.errors import DataError, OutputError
+
+
+def run(*arguments: object) -> Any:
+    return CliRunner().invoke(app, ["check", *map(str, arguments)])
+
+
+def reports_of(root: Path, subset: str, **options: bool) -> dict[str, SplitReport]:
+    return {report.split: report for report in check_dataset(root, [subset], **options)}
+
+
+def test_whole_folders(tmp_path: Path, object_set: Callable[..., Path], semantic_set: Callable[..., None]) -> None:
+    object_set(tmp_path / "Single-source", "s4")
+    object_set(tmp_path / "Multi-sources", "ms3", splits=("train", "test"))
+    semantic_set(tmp_path / "AVSBench_semantic", doubled=True, labels=("labels_rgb",))
+    result = run(tmp_path)
+    assert result.exit_code == 0, result.output
+    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in result.stdout.splitlines() if "│ " in line]
+    nothing = ["0"] * 6
+    assert [row for row in rows if row[2].isdigit()] == [
+        ["s4", "train", "1", "1", *nothing],
+        ["s4", "val", "1", "1", *nothing],
+        ["s4", "test", "1", "1", *nothing],
+        ["ms3", "train", "1", "1", *nothing],
+        ["ms3", "val", "0", "0", *nothing],
+        ["ms3", "test", "1", "1", *nothing],
+        ["avss", "train", "3", "3", *nothing],
+        ["avss", "val", "0", "0", *nothing],
+        ["avss", "test", "1", "1", *nothing],
+    ]
+    assert result.stderr == ""
+    only = run(tmp_path, "--subset", "ms3")
+    assert "ms3" in only.stdout
+    assert "s4" not in only.stdout
+
+
+def test_problems_are_counted_by_kind(tmp_path: Path, object_set: Callable[..., Path]) -> None:
+    data = object_set(tmp_path, "ms3")
+    frames, masks = data / "visual_frames/clip_val", data / "gt_masks/val/clip_val"
+    (frames / "clip_val.mp4_1.png").unlink()
+    (frames / "clip_val.mp4_2.png").write_bytes(b"")
+    (frames / "clip_val.mp4_3.png").write_bytes(b"no picture")
+    for k in (2, 3, 4):
+        (masks / f"clip_val_{k}.png").unlink()
+    (masks / "clip_val_5.png").write_bytes((masks / "clip_val_5.png").read_bytes()[:50])
+    wav = data / "audio_wav/val/clip_val.wav"
+    wav.write_bytes(wav.read_bytes()[:1000])
+    (data / "audio_wav/test/clip_test.wav").unlink()
+    found = reports_of(tmp_path, "ms3")
+    val, test, train = found["val"], found["test"], found["train"]
+    assert (train.clips, train.complete, train.problems) == (1, 1, [])
+    assert (val.clips, val.complete) == (1, 0)
+    counts = {
+        (kind, state): val.count(kind, state)
+        for kind in ("frames", "masks", "sounds")
+        for state in ("missing", "damaged")
+    }
+    assert counts == {
+        ("frames", "missing"): 1, ("frames", "damaged"): 2,
+        ("masks", "missing"): 3, ("masks", "damaged"): 1,
+        ("sounds", "missing"): 0, ("sounds", "damaged"): 1,
+    }  # fmt: skip
+    assert (test.count("sounds", "missing"), len(test.problems)) == (1, 1)
+    result = run(tmp_path)
+    assert result.exit_code == 1
+    assert len(result.stderr.splitlines()) == 9
+    for name in ("clip_val.mp4_1.png: missing", "clip_val.mp4_2.png: not an image", "clip_val.wav: is cut short"):
+        assert name in result.stderr
+    assert "clip_test.wav: missing" in result.stderr
+
+
+def test_a_missing_folder_is_many_problems_and_few_lines(tmp_path: Path, object_set: Callable[..., Path]) -> None:
+    data = object_set(tmp_path, "s4")
+    (data / "visual_frames").rename(data / "away")
+    result = run(tmp_path)
+    assert result.exit_code == 1
+    lines = result.stderr.splitlines()
+    assert len(lines) == 11
+    assert lines[0].endswith("visual_frames/train/dog_barking/clip_train/clip_train_1.png: missing")
+    assert lines[-1] == "and 5 more; --json lists them all"
+    listed = json.loads(run(tmp_path, "--json").stdout)
+    assert listed["ok"] is False
+    assert sum(len(split["problems"]) for split in listed["splits"]) == 15
+    assert listed["splits"][0]["problems"][0]["kind"] == "frames"
+    assert listed["splits"][0]["problems"][0]["state"] == "missing"
+
+
+def test_a_flipped_bit_is_found(tmp_path: Path, object_set: Callable[..., Path]) -> None:
+    data = object_set(tmp_path, "s4")
+    path = data / "visual_frames/val/dog_barking/clip_val/clip_val_4.png"
+    noise = np.random.default_rng(0).integers(0, 256, (30, 30, 3), np.uint8)
+    Image.fromarray(noise).save(path, compress_level=0)
+    content = bytearray(path.read_bytes())
+    content[1500] ^= 1
+    path.write_bytes(bytes(content))
+    assert reports_of(tmp_path, "s4")["val"].count("frames", "damaged") == 1
+
+
+def test_labels_of_no_class_and_label_table(tmp_path: Path, semantic_set: Callable[..., None]) -> None:
+    semantic_set(tmp_path, labels=("labels_rgb",))
+    path = tmp_path / "v2/v2_train/labels_rgb/7.png"
+    pixels = np.array(Image.open(path))
+    pixels[5, 7] = (1, 2, 3)  # one pixel, which a resized mask might not show
+    Image.fromarray(pixels).save(path)
+    (tmp_path / "label2idx.json").write_text("{}")
+    train = reports_of(tmp_path, "avss")["train"]
+    assert [problem.path.name for problem in train.problems] == ["label2idx.json", "7.png"]
+    assert "(1, 2, 3)" in train.problems[1].message
+    assert (train.clips, train.complete) == (3, 2)
+
+
+def test_masks_of_two_sizes(tmp_path: Path, object_set: Callable[..., Path]) -> None:
+    data = object_set(tmp_path, "ms3")
+    Image.new("1", (5, 5)).save(data / "gt_masks/val/clip_val/clip_val_4.png")
+    (problem,) = reports_of(tmp_path, "ms3")["val"].problems
+    assert "clip_val_4.png: is 5x5, the clip's first mask 12x8" in problem.message
+
+
+def test_pickles_stand_in_and_are_read(tmp_path: Path, object_set: Callable[..., Path]) -> None:
+    data = object_set(tmp_path, "s4")
+    (data / "audio_wav/val/dog_barking/clip_val.wav").unlink()
+    pickled = data / "audio_log_mel/val/dog_barking/clip_val.pkl"
+    pickled.parent.mkdir(parents=True)
+    pickled.write_bytes(pickle.dumps(torch.zeros(5, 1, 96, 64)))
+    assert run(tmp_path).exit_code == 0
+    pickled.write_bytes(b"cos\nsystem\n(S'true'\ntR.")
+    val = reports_of(tmp_path, "s4")["val"]
+    assert (val.count("sounds", "damaged"), val.count("sounds", "missing")) == (1, 0)
+    assert "asks for os.system" in val.problems[0].message
+
+
+@pytest.mark.parametrize("subset", ["s4", "ms3"])
+def test_fix_audio(
+    tmp_path: Path, object_set: Callable[..., Path], make_video: Callable[..., Path], subset: str
+) -> None:
+    data = object_set(tmp_path, subset)
+    place = "val/dog_barking" if subset == "s4" else "val"
+    wav, pickled = data / f"audio_wav/{place}/clip_val.wav", data / f"audio_log_mel/{place}/clip_val.pkl"
+    wav.unlink()
+    video = data / "raw_videos" / (place if subset == "s4" else "") / "clip_val.mp4"
+    video.parent.mkdir(parents=True)
+    make_video(video, seconds=5.0)
+    assert run(tmp_path).exit_code == 1
+    assert not wav.exists()
+    result = run(tmp_path, "--fix-audio", "--json")
+    assert result.exit_code == 0, result.output
+    written = {
+        split["split"]: (split["wavs_written"], split["log_mels_written"])
+        for split in json.loads(result.stdout)["splits"]
+    }
+    assert written == {"train": (0, 1), "val": (1, 1), "test": (0, 1)}
+    waveform = read_wav(wav)
+    assert len(waveform) == pytest.approx(80_000, abs=1600)
+    assert np.argmax(np.abs(np.fft.rfft(waveform[:16_000]))) == 440
+    example = AvsBenchClips(tmp_path, subset, "val", size=8)[0]
+    assert torch.allclose(read_log_mel(pickled), example.log_mel, atol=1e-5)
+    assert sorted(path.name for path in pickled.parent.iterdir()) == ["clip_val.pkl"]
+    again = run(tmp_path, "--fix-audio")
+    assert "log-mels" in again.stdout
+    assert again.exit_code == 0
+    assert all(report.log_mels_written == 0 for report in reports_of(tmp_path, subset, fix_audio=True).values())
+
+
+def test_what_cannot_be_fixed_says_why(
+    tmp_path: Path, object_set: Callable[..., Path], make_video: Callable[..., Path]
+) -> None:
+    data = object_set(tmp_path, "ms3")
+    for split in ("train", "val", "test"):
+        (data / f"audio_wav/{split}/clip_{split}.wav").unlink()
+    (data / "raw_videos").mkdir()
+    make_video(data / "raw_videos/clip_val.mp4", seconds=1.0, sound=False)
+    (data / "raw_videos/clip_test.mp4").write_bytes(b"no video")
+    found = reports_of(tmp_path, "ms3", fix_audio=True)
+    messages = [found[split].problems[0].message for split in ("train", "val", "test")]
+    assert "no raw video to make it from" in messages[0]
+    assert "has no sound" in messages[1]
+    assert "it cannot be made from the raw video" in messages[2]
+    assert all(len(report.problems) == 1 for report in found.values())
+    assert not list(data.rglob("*.wav"))
+
+
+def test_damaged_sounds_are_never_written_over(tmp_path: Path, object_set: Callable[..., Path]) -> None:
+    data = object_set(tmp_path, "ms3")
+    wav = data / "audio_wav/val/clip_val.wav"
+    wav.write_bytes(b"mine")
+    assert run(tmp_path, "--fix-audio").exit_code == 1
+    assert wav.read_bytes() == b"mine"
+    assert not (data / "audio_log_mel/val").exists()
+
+
+def test_semantic_sets_get_no_pickles(tmp_path: Path, semantic_set: Callable[..., None]) -> None:
+    semantic_set(tmp_path)
+    assert run(tmp_path, "--fix-audio").exit_code == 0
+    assert not list(tmp_path.rglob("*.pkl"))
+
+
+def test_an_unwritable_folder_stops(tmp_path: Path, object_set: Callable[..., Path]) -> None:
+    data = object_set(tmp_path, "ms3")
+    (data / "audio_log_mel").touch()  # a file where the folder belongs
+    with pytest.raises(OutputError, match=r"clip_train\.pkl: cannot be written"):
+        reports_of(tmp_path, "ms3", fix_audio=True)
+
+
+def test_folders_without_a_subset(tmp_path: Path, object_set: Callable[..., Path]) -> None:
+    result = run(tmp_path)
+    assert result.exit_code == 1
+    assert isinstance(result.exception, DataError)
+    assert "It must hold one at least of Single-source/ with s4_meta_data.csv (s4)" in str(result.exception)
+    assert "\n" not in str(result.exception)
+    object_set(tmp_path, "ms3")
+    other = run(tmp_path, "--subset", "s4")
+    assert isinstance(other.exception, DataError)
+    assert "s4_meta_data.csv: missing" in str(other.exception)
+
+
+def test_progress_counts_every_clip(tmp_path: Path, object_set: Callable[..., Path]) -> None:
+    object_set(tmp_path, "ms3")
+    announced: list[int] = []
+    done: list[int] = []
+    check_dataset(tmp_path, ["ms3"], started=announced.append, advanced=lambda: done.append(1))
+    assert announced == [3]
+    assert len(done) == 3
