@@ -1,0 +1,145 @@
+"""Published weights that people already have or can fetch. Imports no torch.
+
+Sizes are the rounded figures of the publishers, and only shown. Where a file name ends in eight hexadecimal digits its
+publisher follows PyTorch's habit: they are the first of its sha256. Licences are those of the publishing repositories.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from avsseg.errors import UsageError
+
+
+@dataclass(frozen=True)
+class CatalogueEntry:
+    """One published file.
+
+    Attributes:
+        name: what the command line calls it.
+        kind: the module that it fills: a visual backbone's name, or "vggish".
+        url: where it is published.
+        licence: of the repository that publishes it.
+        purpose: one line for people.
+        size_mib: the publisher's rounded size, or None.
+        sha256: the whole digest where it is published; otherwise it is recorded at the first download.
+        supported: whether this version has the module.
+    """
+
+    name: str
+    kind: str
+    url: str
+    licence: str
+    purpose: str
+    size_mib: float | None = None
+    sha256: str | None = None
+    supported: bool = True
+
+    @property
+    def file_name(self) -> str:
+        return self.url.rsplit("/", 1)[1]
+
+    @property
+    def sha256_prefix(self) -> str:
+        """What is known of the digest before the first download: all of it, its first 8 digits, or nothing."""
+        named = re.search(r"-([0-9a-f]{8})\.pth$", self.file_name)
+        return self.sha256 or (named[1] if named else "")
+
+
+_PVT = "https://github.com/whai362/PVT/releases/download/v2/"
+_TORCHVISION = "https://download.pytorch.org/models/"
+_VGGISH = "https://github.com/harritaylor/torchvggish/releases/download/v0.1/"
+_VMAMBA = "https://github.com/MzeroMiko/VMamba/releases/download/"
+_VIM = "https://huggingface.co/hustvl/"
+
+_PVT_SIZES_MIB = {"b0": 14, "b1": 54, "b2": 97, "b3": 173, "b4": 239, "b5": 313}
+
+_RESNET50 = (
+    ("resnet50", "resnet50-19c8e357.pth", "ImageNet; the file that AVSBench and AVS-Mamba name", 97.8),
+    ("resnet50-v1", "resnet50-0676ba61.pth", "ImageNet, torchvision's present V1 file", 97.8),
+    ("resnet50-v2", "resnet50-11ad3fa6.pth", "ImageNet, torchvision's V2 recipe", None),
+    ("resnet50-maskrcnn", "maskrcnn_resnet50_fpn_coco-bf2d0c1e.pth", "COCO, out of Mask R-CNN", 169.8),
+    ("resnet50-fasterrcnn", "fasterrcnn_resnet50_fpn_coco-258fb6c6.pth", "COCO, out of Faster R-CNN", 159.7),
+)
+
+_VMAMBA_FILES = (
+    ("vmamba-tiny-v0", "%23v0cls/vssmtiny_dp01_ckpt_epoch_292.pth", "82.2 %"),
+    ("vmamba-small-v0", "%23v0cls/vssmsmall_dp03_ckpt_epoch_238.pth", "83.5 %"),
+    ("vmamba-base-v0", "%23v0cls/vssmbase_dp06_ckpt_epoch_241.pth", "83.7 %"),
+    ("vmamba-tiny-s2l5", "%23v2cls/vssm_tiny_0230_ckpt_epoch_262.pth", "82.5 %"),
+    ("vmamba-tiny-s1l8", "%23v2cls/vssm1_tiny_0230s_ckpt_epoch_264.pth", "82.6 %"),
+    ("vmamba-small-s2l15", "%23v2cls/vssm_small_0229_ckpt_epoch_222.pth", "83.6 %"),
+    ("vmamba-small-s1l20", "%23v2cls/vssm1_small_0229s_ckpt_epoch_240.pth", "83.3 %"),
+    ("vmamba-base-s2l15", "%23v2cls/vssm_base_0229_ckpt_epoch_237.pth", "83.9 %"),
+    ("vmamba-base-s1l20", "%23v2cls/vssm1_base_0229s_ckpt_epoch_225.pth", "83.8 %"),
+)
+
+_VIM_FILES = (
+    ("vim-tiny", "Vim-tiny-midclstok", "vim_t_midclstok_76p1acc.pth", "76.1 %"),
+    ("vim-tiny-stride8", "Vim-tiny-midclstok", "vim_t_midclstok_ft_78p3acc.pth", "78.3 %, stride 8"),
+    ("vim-small", "Vim-small-midclstok", "vim_s_midclstok_80p5acc.pth", "80.5 %"),
+    ("vim-small-stride8", "Vim-small-midclstok", "vim_s_midclstok_ft_81p6acc.pth", "81.6 %, stride 8"),
+    ("vim-base", "Vim-base-midclstok", "vim_b_midclstok_81p9acc.pth", "81.9 %"),
+)
+
+CATALOGUE: dict[str, CatalogueEntry] = {
+    entry.name: entry
+    for entry in (
+        *(
+            CatalogueEntry(
+                f"pvt_v2_{b}",
+                f"pvt_v2_{b}",
+                f"{_PVT}pvt_v2_{b}.pth",
+                "Apache-2.0",
+                "PVT-v2 backbone, ImageNet" + ("; the paper's" if b == "b5" else ""),
+                size,
+            )
+            for b, size in _PVT_SIZES_MIB.items()
+        ),
+        *(
+            CatalogueEntry(
+                name, "resnet50", _TORCHVISION + file, "BSD-3-Clause", f"ResNet50 backbone, {trained_on}", size
+            )
+            for name, file, trained_on, size in _RESNET50
+        ),
+        CatalogueEntry(
+            "resnet50-detr",
+            "resnet50",
+            "https://dl.fbaipublicfiles.com/detr/detr-r50-e632da11.pth",
+            "Apache-2.0",
+            "ResNet50 backbone, COCO, out of DETR",
+        ),
+        CatalogueEntry(
+            "vggish",
+            "vggish",
+            f"{_VGGISH}vggish-10086976.pth",
+            "Apache-2.0",
+            "VGGish audio encoder, AudioSet; the paper's",
+        ),
+        *(
+            CatalogueEntry(
+                name, name, _VMAMBA + file, "MIT", f"VMamba backbone, ImageNet ({accuracy})", supported=False
+            )
+            for name, file, accuracy in _VMAMBA_FILES
+        ),
+        *(
+            CatalogueEntry(
+                name,
+                name,
+                f"{_VIM}{repository}/resolve/main/{file}",
+                "Apache-2.0",
+                f"Vim backbone, ImageNet ({accuracy})",
+                supported=False,
+            )
+            for name, repository, file, accuracy in _VIM_FILES
+        ),
+    )
+}
+
+
+def catalogue_entry(name: str) -> CatalogueEntry:
+    """The entry of that name. Raises UsageError, with the names, if there is none."""
+    if name not in CATALOGUE:
+        raise UsageError(f"{name}: no published weights of this name. Names: {', '.join(CATALOGUE)}")
+    return CATALOGUE[name]

@@ -1,0 +1,160 @@
+"""Reads the files that others publish: which module they fill, and its state dict out of them.
+
+pvt_v2_b0 .. b5   official names; `head.*` is the classifier
+resnet50          torchvision's names; `fc.*` is the classifier; or inside a detector, whose other parts are left:
+                  DETR keeps it under `backbone.0.body.`, torchvision's detectors under `backbone.body.`
+vggish            the public PyTorch port; `pproc.*` is the PCA
+avs-mamba         the authors' whole model
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from avsseg.errors import WeightsError, printable
+from avsseg.model.backbones import build_backbone
+from avsseg.model.backbones.pvt_v2 import PVT_V2
+from avsseg.model.vggish import Vggish
+
+AVS_MAMBA = "avs-mamba"
+KINDS = (AVS_MAMBA, *PVT_V2, "resnet50", "vggish")
+DETR_PREFIX, DETECTOR_PREFIX = "backbone.0.body.", "backbone.body."
+
+# where trainers put the state dict when they save more than that
+_WRAPPERS = ("model", "state_dict", "model_state_dict")
+_CLASSIFIERS = re.compile(r"(head|fc|pproc)\.")
+_BATCH_NORM_EPS = 1e-5
+_NAMED_IN_ERRORS = 3
+
+_FOREIGN = (
+    (re.compile(r"layers\.\d+\.mixer\."), "a Vim backbone, which this version does not support yet"),
+    (re.compile(r"layers\.\d+\.blocks\.\d+\."), "a VMamba backbone, which this version does not support yet"),
+    (re.compile(r"stages\.\d+\.blocks\.\d+\.attn\."), "a PVT-v2 with timm's names; take the official pvt_v2_*.pth"),
+    (re.compile(r"pyramid\.levels\.\d"), "an avsseg model already; give it to --model"),
+)
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """The state dict in a .safetensors or torch.save file, unwrapped from `model` or `state_dict` and `module.`.
+
+    Only tensors are read, never code. Raises WeightsError.
+    """
+    shown = printable(path)
+    if not path.is_file():
+        raise WeightsError(f"{shown}: no such file. Give a .pth or .safetensors file")
+    if path.suffix == ".safetensors":
+        try:
+            with safe_open(path, framework="pt") as file:
+                return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        except (OSError, SafetensorError) as error:
+            raise WeightsError(f"{shown}: cannot be read as safetensors ({error}). Download it again") from error
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged or hostile pickle can raise anything
+        reason = str(error).splitlines()[0][:200] if str(error) else repr(error)
+        hint = "Download it again, or save its state dict alone"
+        raise WeightsError(f"{shown}: cannot be read as a file of tensors ({reason}). {hint}") from error
+    for wrapper in _WRAPPERS:
+        if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
+            content = content[wrapper]
+    tensors = {}
+    if isinstance(content, dict):
+        tensors = {str(k).removeprefix("module."): v for k, v in content.items() if isinstance(v, Tensor)}
+    if not tensors:
+        raise WeightsError(f"{shown}: holds no state dict. Save one with torch.save(model.state_dict(), FILE)")
+    return tensors
+
+
+def guess_kind(tensors: Mapping[str, Tensor], source: str) -> str:
+    """One of KINDS, from names and shapes. Raises WeightsError, which names `source`, if it is none of them."""
+    if any(name.startswith(("vision_backbone.", "mamba_encoder.")) for name in tensors):
+        return AVS_MAMBA
+    if "patch_embed1.proj.weight" in tensors:
+        return _pvt_variant(tensors)
+    if "features.13.weight" in tensors and "embeddings.0.weight" in tensors:
+        return "vggish"
+    prefix = _resnet_prefix(tensors)
+    if f"{prefix}layer4.2.conv3.weight" in tensors and f"{prefix}layer3.6.conv1.weight" not in tensors:
+        return "resnet50"
+    found = next((what for pattern, what in _FOREIGN if any(map(pattern.match, tensors))), "")
+    if found:
+        raise WeightsError(f"{source}: holds {found}")
+    examples = ", ".join(list(tensors)[:_NAMED_IN_ERRORS])
+    raise WeightsError(f"{source}: holds weights of no known kind ({examples}, …). Known: {', '.join(KINDS)}")
+
+
+def module_of(kind: str) -> nn.Module:
+    """The module of that kind without values, on the meta device: names and shapes only."""
+    with torch.device("meta"):
+        return Vggish() if kind == "vggish" else build_backbone(kind)[0]
+
+
+def module_state(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
+    """`fitted` for a backbone or VGGish, whose classifier, PCA or detector is left out."""
+    return fitted(_backbone_part(tensors), expected, source)
+
+
+def fitted(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
+    """The tensors, which have the names and shapes of `expected`; counts of batches are filled in.
+
+    Raises WeightsError, which names `source`, when names are missing or left over, or shapes differ.
+    """
+    ours = dict(tensors)
+    for name in expected:
+        # frozen batch norms count no batches
+        if name.endswith(".num_batches_tracked") and name not in ours:
+            ours[name] = torch.zeros((), dtype=torch.long)
+    faults = (
+        ("missing", [name for name in expected if name not in ours]),
+        ("unexpected", [name for name in ours if name not in expected]),
+        (
+            "of another shape",
+            [
+                f"{name} {tuple(ours[name].shape)} instead of {tuple(tensor.shape)}"
+                for name, tensor in expected.items()
+                if name in ours and ours[name].shape != tensor.shape
+            ],
+        ),
+    )
+    found = "; ".join(f"{len(names)} {fault} ({_some(names)})" for fault, names in faults if names)
+    if found:
+        raise WeightsError(f"{source}: does not fit: {found}. Take the file of this very module")
+    return ours
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:_NAMED_IN_ERRORS]) + (", …" if len(names) > _NAMED_IN_ERRORS else "")
+
+
+def _pvt_variant(tensors: Mapping[str, Tensor]) -> str:
+    """The variant with this width and these depths; the nearest in depth, whose misfit is reported later, if none."""
+    width = tensors["patch_embed1.proj.weight"].shape[0]
+    depths = [sum(bool(re.fullmatch(rf"block{i}\.\d+\.norm1\.weight", n)) for n in tensors) for i in range(1, 5)]
+
+    def distance(name: str) -> int:
+        config = PVT_V2[name]
+        return 100 * (config.dims[0] != width) + sum(abs(a - b) for a, b in zip(config.depths, depths, strict=True))
+
+    return min(PVT_V2, key=distance)
+
+
+def _resnet_prefix(tensors: Mapping[str, Tensor]) -> str:
+    return next((p for p in (DETR_PREFIX, DETECTOR_PREFIX) if f"{p}conv1.weight" in tensors), "")
+
+
+def _backbone_part(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    prefix = _resnet_prefix(tensors)
+    inside = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+    part = {name: tensor for name, tensor in inside.items() if not _CLASSIFIERS.match(name)}
+    if prefix == DETECTOR_PREFIX and "bn1.num_batches_tracked" not in part:
+        # torchvision's COCO detectors with frozen batch norms run with eps 0, ours adds one: sqrt(var - eps + eps)
+        for name in part:
+            if name.endswith(".running_var"):
+                part[name] = part[name] - _BATCH_NORM_EPS
+    return part

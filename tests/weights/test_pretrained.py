@@ -1,0 +1,185 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from avsseg.errors import UsageError, WeightsError
+from avsseg.model.backbones import build_backbone
+from avsseg.model.backbones.pvt_v2 import PVT_V2
+from avsseg.model.vggish import CompactAudioEncoder, Vggish
+from avsseg.weights.conversion import convert_file
+from avsseg.weights.official import guess_kind, read_tensors
+from avsseg.weights.pretrained import load_audio_weights, load_backbone_weights
+
+SHAPES = json.loads((Path(__file__).parents[1] / "data" / "state_dict_shapes.json").read_text())
+
+
+def official(name: str) -> dict[str, Tensor]:
+    """A state dict with the official names and shapes."""
+    torch.manual_seed(0)
+    return {key: torch.rand(shape) for key, shape in SHAPES[name].items()}
+
+
+def resnet50(prefix: str = "", frozen: bool = False) -> dict[str, Tensor]:
+    torch.manual_seed(0)
+    with torch.device("meta"):
+        state = build_backbone("resnet50")[0].state_dict()
+    return {
+        prefix + name: torch.tensor(7) if name.endswith("num_batches_tracked") else torch.rand(tensor.shape) + 0.1
+        for name, tensor in state.items()
+        if not (frozen and name.endswith("num_batches_tracked"))
+    }
+
+
+def assert_loaded(module: nn.Module, state: dict[str, Tensor]) -> None:
+    ours = module.state_dict()
+    assert all(torch.equal(ours[name], state[name]) for name in ours)
+
+
+@pytest.mark.parametrize("new_format", [True, False])
+def test_official_pvt_v2(tmp_path: Path, new_format: bool) -> None:
+    state = official("pvt_v2_b0")
+    path = tmp_path / "pvt_v2_b0.pth"
+    torch.save(state, path, _use_new_zipfile_serialization=new_format)
+    backbone, _ = build_backbone("pvt_v2_b0")
+    load_backbone_weights(backbone, path)
+    assert_loaded(backbone, state)
+
+
+@pytest.mark.parametrize("wrap", [lambda s: {"model": s, "epoch": 3}, lambda s: {"state_dict": s}])
+def test_wrapped_and_distributed_files(tmp_path: Path, wrap: Callable[[dict[str, Tensor]], Any]) -> None:
+    state = official("pvt_v2_b0")
+    torch.save(wrap({f"module.{name}": tensor for name, tensor in state.items()}), tmp_path / "x.pth")
+    backbone, _ = build_backbone("pvt_v2_b0")
+    load_backbone_weights(backbone, tmp_path / "x.pth")
+    assert_loaded(backbone, state)
+
+
+@pytest.mark.slow
+def test_official_vggish_and_what_we_convert_it_to(tmp_path: Path) -> None:
+    state = official("vggish")
+    torch.save({**state, "pproc.pca_means": torch.zeros(128, 1)}, tmp_path / "vggish.pth")
+    assert convert_file(tmp_path / "vggish.pth", tmp_path / "v.safetensors") == "vggish"
+    for name in ("vggish.pth", "v.safetensors"):
+        with torch.device("meta"):
+            vggish = Vggish()
+        vggish.to_empty(device="cpu")
+        load_audio_weights(vggish, tmp_path / name)
+        assert_loaded(vggish, state)
+        assert not any(parameter.requires_grad for parameter in vggish.parameters())
+
+
+@pytest.mark.parametrize("name", sorted(PVT_V2))
+def test_every_pvt_variant_is_told_from_its_names(name: str) -> None:
+    assert guess_kind({key: torch.empty(shape, device="meta") for key, shape in SHAPES[name].items()}, "x") == name
+
+
+@pytest.mark.parametrize(
+    ("prefix", "frozen", "shift"),
+    [("", False, 0.0), ("backbone.0.body.", True, 0.0), ("backbone.body.", True, 1e-5), ("backbone.body.", False, 0.0)],
+)
+def test_resnet50_alone_and_inside_detectors(tmp_path: Path, prefix: str, frozen: bool, shift: float) -> None:
+    state = resnet50(prefix, frozen)
+    rest = {"fc.weight": torch.zeros(1000, 2048)} if not prefix else {"class_embed.weight": torch.zeros(92, 256)}
+    torch.save({"model": state | rest}, tmp_path / "r.pth")
+    assert convert_file(tmp_path / "r.pth", tmp_path / "r.safetensors") == "resnet50"
+    for name in ("r.pth", "r.safetensors"):
+        backbone, _ = build_backbone("resnet50")
+        load_backbone_weights(backbone, tmp_path / name)
+        ours = backbone.state_dict()
+        assert torch.equal(ours["layer4.2.conv3.weight"], state[f"{prefix}layer4.2.conv3.weight"])
+        variance = state[f"{prefix}layer1.0.bn1.running_var"]
+        torch.testing.assert_close(ours["layer1.0.bn1.running_var"], variance - shift, rtol=0, atol=1e-7)
+        assert ours["bn1.num_batches_tracked"].item() == (0 if frozen else 7)
+
+
+def test_another_module_is_named(tmp_path: Path) -> None:
+    torch.save(official("pvt_v2_b0"), tmp_path / "b0.pth")
+    with torch.device("meta"):
+        larger, _ = build_backbone("pvt_v2_b1")
+    with pytest.raises(WeightsError, match="holds pvt_v2_b0, not pvt_v2_b1"):
+        load_backbone_weights(larger, tmp_path / "b0.pth")
+    slim, _ = build_backbone("resnet18_slim")
+    with pytest.raises(WeightsError, match=r"does not fit: \d+ missing"):
+        load_backbone_weights(slim, tmp_path / "b0.pth")
+    with pytest.raises(WeightsError, match="does not fit"):
+        load_audio_weights(CompactAudioEncoder(), tmp_path / "b0.pth")
+
+
+def test_misfits_are_listed_and_change_nothing(tmp_path: Path) -> None:
+    state = official("pvt_v2_b0")
+    del state["norm4.bias"]
+    state |= {f"surprise{i}": torch.zeros(1) for i in range(5)} | {"norm1.weight": torch.zeros(31)}
+    torch.save(state, tmp_path / "x.pth")
+    backbone, _ = build_backbone("pvt_v2_b0")
+    before = {name: tensor.clone() for name, tensor in backbone.state_dict().items()}
+    with pytest.raises(WeightsError) as caught:
+        load_backbone_weights(backbone, tmp_path / "x.pth")
+    text = str(caught.value)
+    assert "1 missing (norm4.bias)" in text
+    assert "5 unexpected (surprise0, surprise1, surprise2, …)" in text
+    assert "1 of another shape (norm1.weight (31,) instead of (32,))" in text
+    assert "\n" not in text
+    assert_loaded(backbone, before)
+
+
+class Payload:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return print, ("code ran",)
+
+
+@pytest.mark.parametrize("content", [b"", b"no tensors", b"PK\x03\x04 torn", b"\x80\x02}q\x00."])
+def test_damaged_files(tmp_path: Path, content: bytes) -> None:
+    for name in ("x.pth", "x.safetensors"):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(WeightsError, match=r"cannot be read|no state dict") as caught:
+            read_tensors(tmp_path / name)
+        assert "\n" not in str(caught.value)
+
+
+def test_code_in_a_file_does_not_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    torch.save({"model": Payload()}, tmp_path / "x.pth")
+    with pytest.raises(WeightsError, match="cannot be read as a file of tensors"):
+        read_tensors(tmp_path / "x.pth")
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["layers.0.mixer.A_log", "patch_embed.proj.weight"], "Vim backbone, which this version does not support yet"),
+        (["layers.0.blocks.0.self_attention.A_logs"], "VMamba backbone, which this version does not support yet"),
+        (["stages.0.blocks.0.attn.q.weight"], "timm's names"),
+        (["pyramid.levels.0.adapter.weight"], "an avsseg model already"),
+        (["something.else"], r"no known kind \(something\.else"),
+    ],
+)
+def test_kinds_that_are_refused(tmp_path: Path, names: list[str], message: str) -> None:
+    save_file({name: torch.zeros(1) for name in names}, tmp_path / "x.safetensors")
+    with pytest.raises(WeightsError, match=message):
+        convert_file(tmp_path / "x.safetensors", tmp_path / "out.safetensors")
+    assert not (tmp_path / "out.safetensors").exists()
+
+
+def test_conversion_keeps_the_tensors_and_leaves_the_classifier(tmp_path: Path) -> None:
+    state = official("pvt_v2_b0")
+    torch.save(state, tmp_path / "b0.pth")
+    convert_file(tmp_path / "b0.pth", tmp_path / "b0.safetensors")
+    converted = load_file(tmp_path / "b0.safetensors")
+    assert set(state) - set(converted) == {"head.weight", "head.bias"}
+    assert all(torch.equal(tensor, state[name]) for name, tensor in converted.items())
+    with pytest.raises(UsageError, match=r"\.safetensors"):
+        convert_file(tmp_path / "b0.pth", tmp_path / "b0.pt")
+    with pytest.raises(UsageError, match="unknown kind 'vgg'"):
+        convert_file(tmp_path / "b0.pth", tmp_path / "o.safetensors", "vgg")
+    with pytest.raises(WeightsError, match="does not fit"):
+        convert_file(tmp_path / "b0.pth", tmp_path / "o.safetensors", "pvt_v2_b5")
+    with pytest.raises(WeightsError, match="no such file"):
+        convert_file(tmp_path / "absent.pth", tmp_path / "o.safetensors")
