@@ -47,7 +47,7 @@ BACKBONE_CHANNELS = (32, 64, 160, 320)
 FOREGROUND_WEIGHT = 2.5
 SIZE = 128
 # up to which progress, side of the pictures: small first, for more pictures in the same time
-PICTURE_PHASES = ((0.6, 96), (1.0, SIZE))
+PICTURE_PHASES = ((0.8, 96), (1.0, SIZE))
 # up to which progress, how many seconds a clip, clips a step and process
 PHASES = ((0.5, 3, 3), (1.0, 5, 2))
 FIRST_SEED = {"visual": 10_000_000, "audio": 20_000_000, "joint": 30_000_000}

@@ -1,4 +1,4 @@
-"""Losses of the object setting (S4, MS3): dice per frame and binary cross-entropy, over annotated frames only."""
+"""Losses over annotated frames: dice and binary cross-entropy (S4, MS3), cross-entropy over classes (AVSS)."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 DICE_OFFSET = 0.001
+UNKNOWN = 255
 
 
 def dice_loss(logits: Tensor, target: Tensor, annotated: Tensor | None = None) -> Tensor:
@@ -49,6 +50,33 @@ def mask_loss(
     for index, logits in enumerate(layer_logits):
         mask = logits.squeeze(2)
         loss = dice_weight * dice_loss(mask, target, annotated) + bce_weight * bce_loss(mask, target, annotated)
+        total = total + loss * (1.0 if index == len(layer_logits) - 1 else layer_weight)
+    return total
+
+
+def semantic_loss(
+    layer_logits: Sequence[Tensor],
+    target: Tensor,
+    annotated: Tensor | None = None,
+    *,
+    dice_weight: float = 1.0,
+    bce_weight: float = 1.0,
+    layer_weight: float = 1.0,
+) -> Tensor:
+    """Softmax cross-entropy, as the authors train (the paper's text says binary), plus dice of what is not background.
+
+    layer_logits: (B, T, K, H, W) a layer, the prediction last; target (B, T, H, W) class index, 255 left out.
+    `bce_weight` is the cross-entropy's.
+    """
+    total = torch.zeros((), device=target.device)
+    labels = target.long()
+    for index, logits in enumerate(layer_logits):
+        each = F.cross_entropy(logits.flatten(0, 1), labels.flatten(0, 1), ignore_index=UNKNOWN, reduction="none")
+        cross_entropy = _mean_over_frames(each.flatten(1).mean(-1).view(labels.shape[:2]), annotated)
+        # log-odds of "any object": softmax over all classes, background against the rest
+        objects = logits[:, :, 1:].logsumexp(2) - logits[:, :, 0]
+        dice = dice_loss(objects, (labels > 0) & (labels != UNKNOWN), annotated)
+        loss = bce_weight * cross_entropy + dice_weight * dice
         total = total + loss * (1.0 if index == len(layer_logits) - 1 else layer_weight)
     return total
 

@@ -15,10 +15,9 @@ from torch import Tensor, nn
 
 from avsseg.model.avs_mamba import AvsMamba, normalise
 from avsseg.model.vggish import EMBEDDING_DIM
-from avsseg.training.losses import mask_loss
+from avsseg.training.losses import UNKNOWN, mask_loss
 
 Batch = dict[str, Tensor]
-UNKNOWN = 255
 
 
 def class_loss(logits: Tensor, labels: Tensor, foreground_weight: float, weight: Tensor | None = None) -> Tensor:

@@ -1,50 +1,79 @@
-"""The training loop: AdamW, warm-up and cosine, clipping, EMA, checkpoints, a CSV log.
+"""The training loop: AdamW, warm-up, cosine or constant rate, clipping, EMA, checkpoints, CSV and TensorBoard logs.
 
 It knows no dataset and no loss: an objective is a module that takes a batch and returns its loss and what to log.
 Under `torchrun` every process takes its own batches and the gradients are averaged; rank 0 logs, validates and saves.
+Chance (dropped paths) is seeded by the step, so a run that goes on from a checkpoint equals one that never stopped.
 """
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import csv
 import logging
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.distributed
 from torch import Tensor, nn
 
-from avsseg.errors import AvssegError
+from avsseg.errors import AvssegError, printable
 from avsseg.training.checkpoints import load_checkpoint, save_checkpoint
 
 logger = logging.getLogger(__name__)
 
 Validation = Callable[[nn.Module], Mapping[str, float]]
+Precision = Literal["fp32", "bf16", "fp16"]
 # log-decays and skips of a scan must not be pulled towards 0: there a state never forgets
 NO_DECAY = ("A_logs", "Ds", "dt_projs_bias")
 
 
+class Interrupted(Exception):  # noqa: N818 (not an error: the run was asked to stop, and its state is saved)
+    """The run stopped where `request_stop` found it."""
+
+
 @dataclass(frozen=True)
 class TrainerSettings:
-    """How a run goes. It ends after `steps` or `minutes`, whichever comes first; the learning rate follows that."""
+    """How a run goes. It ends after `steps` or `minutes`, whichever comes first; the learning rate follows that.
+
+    `accumulate` batches make one step. `validate_steps` or `validate_minutes`, whichever comes first, lie between two
+    validations. `frozen` are prefixes of parameter names that stay as they are for the first `frozen_steps`.
+    """
 
     learning_rate: float = 5e-4
     weight_decay: float = 0.02
+    schedule: Literal["cosine", "constant"] = "cosine"
     warmup_steps: int = 50
     final_fraction: float = 0.02
     steps: int = 10_000_000
     minutes: float = math.inf
+    accumulate: int = 1
     gradient_clip: float = 1.0
+    precision: Precision = "fp32"
     ema_decay: float = 0.995
+    frozen: tuple[str, ...] = ()
+    frozen_steps: int = 0
+    seed: int = 0
     log_every: int = 20
     checkpoint_minutes: float = 3.0
     validate_minutes: float = 6.0
+    validate_steps: int = 10_000_000
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What a listener is told after each step."""
+
+    step: int
+    done: float
+    seconds_left: float
+    values: Mapping[str, float]
+    validation: Mapping[str, float]
 
 
 def parameter_groups(
@@ -86,6 +115,8 @@ class Trainer:
         settings: TrainerSettings,
         *,
         learning_rate_scales: Mapping[str, float] | None = None,
+        listener: Callable[[Progress], None] | None = None,
+        tensorboard: bool = False,
     ) -> None:
         self.objective = objective
         self.average = copy.deepcopy(objective).eval().requires_grad_(False)
@@ -94,28 +125,44 @@ class Trainer:
         groups = parameter_groups(objective, settings.learning_rate, settings.weight_decay, learning_rate_scales)
         self.base_rates: list[float] = [group["lr"] for group in groups]
         self.optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98))
+        self.device_type = next(objective.parameters()).device.type
+        self.scaler = torch.amp.GradScaler(enabled=settings.precision == "fp16" and self.device_type == "cuda")
         self.step = 0
         self.elapsed_s = 0.0
         self.best_score = -math.inf
         self.distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
         self.leads = not self.distributed or torch.distributed.get_rank() == 0
+        self.listener = listener
+        self._stop = False
+        self._validated: dict[str, float] = {}
         folder.mkdir(parents=True, exist_ok=True)
+        self._board = _summary_writer(folder) if tensorboard and self.leads else None
 
     @property
     def progress(self) -> float:
         """0..1: how much of the run is done, by steps or by minutes."""
         return max(self.step / self.settings.steps, self.elapsed_s / 60 / self.settings.minutes)
 
+    def request_stop(self) -> None:
+        """Ends the run after the step in work, its state saved; from a signal handler, say. `train` then raises."""
+        self._stop = True
+
     def restore(self) -> bool:
-        """Goes on from `last.pt` if there is one; whether there was."""
+        """Goes on from `last.pt` if there is one; whether there was. Raises AvssegError if it is of another model."""
         path = self.folder / "last.pt"
         if not path.exists():
             return False
         state = load_checkpoint(path)
-        self.objective.load_state_dict(state["objective"])
-        self.average.load_state_dict(state["average"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.step, self.elapsed_s, self.best_score = state["step"], state["elapsed_s"], state["best_score"]
+        try:
+            self.objective.load_state_dict(state["objective"])
+            self.average.load_state_dict(state["average"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            if state.get("scaler"):
+                self.scaler.load_state_dict(state["scaler"])
+            self.step, self.elapsed_s, self.best_score = state["step"], state["elapsed_s"], state["best_score"]
+        except (KeyError, RuntimeError, ValueError) as error:
+            reason = str(error).splitlines()[0]
+            raise AvssegError(f"{printable(path)}: is of another model ({reason}). Choose another folder") from error
         return True
 
     def save(self, name: str) -> None:
@@ -124,6 +171,7 @@ class Trainer:
             "objective": self.objective.state_dict(),
             "average": self.average.state_dict(),
             "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
             "step": self.step,
             "elapsed_s": self.elapsed_s,
             "best_score": self.best_score,
@@ -131,44 +179,97 @@ class Trainer:
         save_checkpoint(self.folder / name, state)
 
     def train(self, batches: Iterable[Any], validate: Validation | None = None, *, until: float = 1.0) -> None:
-        """Runs until `progress` reaches `until`. Raises AvssegError when the loss is no longer finite."""
+        """Runs until `progress` reaches `until`.
+
+        Raises AvssegError, naming the batch, when the loss is no longer finite, and Interrupted after `request_stop`.
+        """
         settings = self.settings
         saved = validated = self.elapsed_s
+        validated_step = self.step
         logged: dict[str, list[float]] = {}
         self.objective.train()
         clock = time.monotonic()
-        for batch in batches:
+        source = iter(batches)
+        while self.progress < until:
+            group, waited = self._next_batches(source)
+            if not group:
+                return
             self._set_learning_rate()
-            for name, value in self._update(batch).items():
-                logged.setdefault(name, []).append(value)
+            values = self._update(group)
             self.step += 1
             now = time.monotonic()
+            values["wait_share"] = waited / max(now - clock, 1e-9)
             self.elapsed_s, clock = self._agreed(self.elapsed_s + now - clock), now
+            for name, value in values.items():
+                logged.setdefault(name, []).append(value)
             finished = self.progress >= until
             if self.leads:
                 if self.step % settings.log_every == 0:
-                    self._log("train.csv", {name: _mean(values) for name, values in logged.items()})
+                    self._log("train.csv", {name: _mean(v) for name, v in logged.items()})
                     logged = {}
-                if validate and (finished or self.elapsed_s - validated > settings.validate_minutes * 60):
-                    validated = self.elapsed_s
+                if self.listener:
+                    self.listener(self._report(values))
+                due = self.elapsed_s - validated > settings.validate_minutes * 60
+                due = due or self.step - validated_step >= settings.validate_steps
+                if validate and (finished or due) and not self._stop:
+                    validated, validated_step = self.elapsed_s, self.step
                     self._validate(validate)
-                if finished or self.elapsed_s - saved > settings.checkpoint_minutes * 60:
+                if finished or self._stop or self.elapsed_s - saved > settings.checkpoint_minutes * 60:
                     saved = self.elapsed_s
                     self.save("last.pt")
-            if finished:
-                return
+            if self._stop and not finished:
+                raise Interrupted
 
-    def _update(self, batch: Any) -> dict[str, float]:
-        loss, logged = self.objective(batch)
-        if not torch.isfinite(loss):
-            raise AvssegError(f"{self.folder}: the loss is {loss.item()} at step {self.step}. Lower the learning rate")
+    def _next_batches(self, source: Iterator[Any]) -> tuple[list[Any], float]:
+        """The batches of one step, and the seconds that they were waited for."""
+        began = time.monotonic()
+        group = []
+        for _ in range(self.settings.accumulate):
+            try:
+                group.append(next(source))
+            except StopIteration:
+                break
+        return group, time.monotonic() - began
+
+    def _update(self, group: list[Any]) -> dict[str, float]:
+        settings = self.settings
+        rank = torch.distributed.get_rank() if self.distributed else 0
+        torch.manual_seed(settings.seed * 1_000_003 + self.step * 64 + rank)
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        totals: dict[str, list[float]] = {}
+        for batch in group:
+            with self._autocast():
+                loss, logged = self.objective(batch)
+            if not torch.isfinite(loss):
+                raise AvssegError(
+                    f"{printable(self.folder)}: the loss is {loss.item()} at step {self.step}{_names(batch)}. Look at "
+                    "the data, or lower the learning rate"
+                )
+            self.scaler.scale(loss / len(group)).backward()
+            for name, value in {"loss": loss.item(), **logged}.items():
+                totals.setdefault(name, []).append(value)
+        self.scaler.unscale_(self.optimizer)
         self._average_gradients()
-        norm = nn.utils.clip_grad_norm_(self.objective.parameters(), self.settings.gradient_clip)
-        self.optimizer.step()
+        if self.step < settings.frozen_steps:
+            for name, parameter in self.objective.named_parameters():
+                if name.startswith(settings.frozen):
+                    parameter.grad = None
+        norm = nn.utils.clip_grad_norm_(self.objective.parameters(), settings.gradient_clip)
+        if not torch.isfinite(norm) and not self.scaler.is_enabled():
+            raise AvssegError(
+                f"{printable(self.folder)}: the gradient is {norm.item()} at step {self.step}{_names(group[0])}. "
+                "Lower the learning rate"
+            )
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
         self._follow()
-        return {"loss": loss.item(), "gradient_norm": float(norm), **logged}
+        return {**{name: _mean(values) for name, values in totals.items()}, "gradient_norm": float(norm)}
+
+    def _autocast(self) -> contextlib.AbstractContextManager[Any]:
+        precision = self.settings.precision
+        if precision == "fp32":
+            return contextlib.nullcontext()
+        return torch.autocast(self.device_type, torch.bfloat16 if precision == "bf16" else torch.float16)
 
     def _average_gradients(self) -> None:
         if not self.distributed:
@@ -181,17 +282,20 @@ class Trainer:
             gradient.copy_(part.view_as(gradient))
 
     def _agreed(self, seconds: float) -> float:
-        """Rank 0's clock, so that all processes have the same learning rate and end at the same step."""
+        """Rank 0's clock, and whether any process was asked to stop, so that all end at the same step."""
         if not self.distributed:
             return seconds
         clock = torch.tensor(seconds, dtype=torch.float64)
         torch.distributed.broadcast(clock, 0)
+        stop = torch.tensor(float(self._stop))
+        torch.distributed.all_reduce(stop, torch.distributed.ReduceOp.MAX)
+        self._stop = bool(stop)
         return float(clock)
 
     @torch.no_grad()
     def _follow(self) -> None:
         # the average of the first steps must not be of the random start
-        decay = min(self.settings.ema_decay, (self.step + 1) / (self.step + 10))
+        decay = min(self.settings.ema_decay, (self.step + 1) / (self.step + 10)) if self.settings.ema_decay else 0.0
         sources: dict[str, Tensor] = self.objective.state_dict()
         for name, tensor in self.average.state_dict().items():
             if tensor.is_floating_point():
@@ -201,19 +305,26 @@ class Trainer:
 
     def _set_learning_rate(self) -> None:
         settings = self.settings
-        warmup = min(1.0, (self.step + 1) / settings.warmup_steps)
-        cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, self.progress)))
-        factor = warmup * (settings.final_fraction + (1 - settings.final_fraction) * cosine)
+        factor = min(1.0, (self.step + 1) / max(1, settings.warmup_steps))
+        if settings.schedule == "cosine":
+            cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, self.progress)))
+            factor *= settings.final_fraction + (1 - settings.final_fraction) * cosine
         for group, base in zip(self.optimizer.param_groups, self.base_rates, strict=True):
             group["lr"] = base * factor
 
     def _validate(self, validate: Validation) -> None:
-        scores = validate(self.average)
+        scores = dict(validate(self.average))
+        self._validated = scores
         self._log("val.csv", scores)
         logger.info("step %d: %s", self.step, {name: round(value, 4) for name, value in scores.items()})
         if scores["score"] > self.best_score:
             self.best_score = scores["score"]
             self.save("best.pt")
+
+    def _report(self, values: Mapping[str, float]) -> Progress:
+        done = self.progress
+        left = self.elapsed_s / done * (1 - done) if done > 0 else math.inf
+        return Progress(self.step, done, left, values, self._validated)
 
     def _log(self, name: str, values: Mapping[str, float]) -> None:
         path = self.folder / name
@@ -223,3 +334,22 @@ class Trainer:
             if new:
                 writer.writerow(["step", "minutes", *values])
             writer.writerow([self.step, f"{self.elapsed_s / 60:.2f}", *(f"{value:.5f}" for value in values.values())])
+        if self._board is not None:
+            for key, value in values.items():
+                self._board.add_scalar(f"{path.stem}/{key}", value, self.step)
+            self._board.flush()
+
+
+def _names(batch: Any) -> str:
+    """(clips A, B) for a batch that names its clips."""
+    names = batch.get("name") if isinstance(batch, Mapping) else None
+    return f" (clips {', '.join(printable(str(name)) for name in names)})" if names else ""
+
+
+def _summary_writer(folder: Path) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        logger.warning('no TensorBoard log: `pip install "avsseg[train]"` to have one')
+        return None
+    return SummaryWriter(str(folder / "tensorboard"))

@@ -1,0 +1,159 @@
+"""`avsseg evaluate`: scores a model on a split of a folder in AVSBench's layout."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, cast
+
+import typer
+
+from avsseg.errors import UsageError
+
+EXAMPLES = """[bold]Examples[/bold]
+
+avsseg evaluate --data scenes --model runs/first/best.safetensors  [dim]strict protocol, test split[/dim]
+
+avsseg evaluate --data scenes --negative silence,noise,swap,off-screen  [dim]and with other sounds[/dim]
+
+avsseg evaluate --subset s4 --data AVSBench --protocol avsbench --batch 4  [dim]as published papers count[/dim]
+
+avsseg evaluate --data scenes --report report --json > result.json  [dim]a page to look at, and all numbers[/dim]
+"""
+
+
+def evaluate(
+    data: Annotated[Path, typer.Option(metavar="DIR", help="Folder in AVSBench's layout.")],
+    model: Annotated[
+        str, typer.Option("--model", "-m", metavar="NAME|FILE", help="A model's name or a .safetensors file.")
+    ] = "avs-mamba-tiny",
+    subset: Annotated[str, typer.Option(help="s4, ms3 or avss.")] = "ms3",
+    split: Annotated[str, typer.Option(help="train, val or test.")] = "test",
+    protocol: Annotated[
+        str,
+        typer.Option(
+            help="strict: every frame counts alike, silent frames apart, truth at its own size. avsbench: the official "
+            "arithmetic, in which --batch matters."
+        ),
+    ] = "strict",
+    batch: Annotated[int, typer.Option(min=1, help="Clips a batch, for --protocol avsbench.")] = 1,
+    size: Annotated[int, typer.Option(min=0, help="Side of the input in pixels; 0: the model's own.")] = 0,
+    negative: Annotated[
+        str,
+        typer.Option(
+            metavar="LIST", help="Also replace the sound: any of silence, noise, swap, off-screen, with commas between."
+        ),
+    ] = "",
+    report: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR", help="Write an HTML page with the best, median and worst clips.", show_default=False
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE.json", help="Write the whole result as JSON.", show_default=False)
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the whole result as JSON instead of a table.")] = False,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda:0, mps.")] = "auto",
+    threads: Annotated[int, typer.Option(min=0, help="0: as many as there are cores.")] = 0,
+    workers: Annotated[int, typer.Option(min=0, help="Processes that load data.")] = 1,
+    seed: Annotated[int, typer.Option(min=0, help="For replaced sounds.")] = 0,
+    allow_untrained: Annotated[bool, typer.Option("--allow-untrained", help="Accept a model without weights.")] = False,
+) -> None:
+    """Score a model on a split: table on stdout, all numbers as JSON, and a page to look at."""
+    choices = (("--subset", subset, ("s4", "ms3", "avss")), ("--split", split, ("train", "val", "test")))
+    for name, value, allowed in choices:
+        if value not in allowed:
+            raise UsageError(f"{name} {value}: choose one of {', '.join(allowed)}")
+    import torch
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from avsseg.evaluation.evaluate import Evaluation, EvaluationSettings
+    from avsseg.pipeline.segment import resolve_device
+    from avsseg.weights.store import load_model
+
+    negatives = tuple(name.strip() for name in negative.split(",") if name.strip())
+    settings = EvaluationSettings(
+        data,
+        cast(Any, subset),
+        cast(Any, split),
+        cast(Any, protocol),
+        batch,
+        size,
+        negatives,
+        seed,
+        workers,
+    )
+    if threads:
+        torch.set_num_threads(threads)
+    loaded = load_model(model, allow_untrained=allow_untrained, device=resolve_device(device))
+    evaluation = Evaluation(loaded, settings)
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, redirect_stdout=False, disable=not console.is_terminal) as progress:
+        task = progress.add_task("evaluating", total=len(evaluation.clips) * (1 + len(negatives)))
+        result = evaluation.run(lambda: progress.advance(task))
+    text = json.dumps(without_nan(result), indent=2)
+    if out:
+        from avsseg.writers.base import written_whole
+
+        with written_whole(out) as partial:
+            partial.write_text(text + "\n")
+    if as_json:
+        typer.echo(text)
+    else:
+        print_tables(result)
+    if report:
+        from avsseg.evaluation.report import write_report
+
+        typer.echo(str(write_report(report, evaluation, result)), err=as_json)
+
+
+def without_nan(value: Any) -> Any:
+    """The same with null for every NaN, which JSON does not have."""
+    if isinstance(value, Mapping):
+        return {key: without_nan(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [without_nan(item) for item in value]
+    return None if isinstance(value, float) and math.isnan(value) else value
+
+
+def print_tables(result: Mapping[str, Any]) -> None:
+    """The result as tables on stdout."""
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    title = f"{result['model']}, {result['subset']} {result['split']}, {result['clips']} clips, {result['protocol']}"
+    table = Table("", "value", title=title)
+    labels = {
+        "M_J": "M_J", "M_F": "M_F", "M_J_without_background": "M_J without background",
+        "M_F_without_background": "M_F without background", "dataset_iou": "IoU over the whole set", "frames": "frames",
+    }  # fmt: skip
+    for key, label in labels.items():
+        if key in result:
+            table.add_row(label, _number(result[key]))
+    if "silent_frames" in result:
+        silent = result["silent_frames"]
+        table.add_row(f"area marked on {silent['frames']} silent frames", _number(silent["false_positive_area"]))
+    console.print(table)
+    for key, title in (("per_category", "by category"), ("per_sources", "by number of sources")):
+        if key in result:
+            table = Table(title, "M_J", "M_F", "frames")
+            for name, row in result[key].items():
+                table.add_row(name, *(_number(row[column]) for column in ("M_J", "M_F", "frames")))
+            console.print(table)
+    if "negatives" in result:
+        table = Table("sound replaced by", "area marked", "share of own sound's", "frames with a mark")
+        for name, row in result["negatives"].items():
+            columns = ("predicted_area", "share_of_own_sound", "frames_marked")
+            table.add_row(name, *(_number(row[column]) for column in columns))
+        console.print(table)
+
+
+def _number(value: float | int) -> str:
+    if isinstance(value, int):
+        return str(value)
+    return "-" if math.isnan(value) else f"{value:.4f}"

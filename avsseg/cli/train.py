@@ -1,0 +1,279 @@
+"""`avsseg train`: trains or fine-tunes a model on a folder in AVSBench's layout."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+from collections.abc import Iterator
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from avsseg.errors import UsageError, printable
+from avsseg.model.config import ABLATIONS, PRESETS
+from avsseg.training.settings import (
+    PRESET_NAMES,
+    TrainingSettings,
+    read_toml,
+    training_preset,
+    with_changes,
+)
+
+if TYPE_CHECKING:
+    from avsseg.training.trainer import Progress
+
+EXAMPLES = """[bold]Examples[/bold]
+
+avsseg data synth scenes --clips 400  [dim]a rendered dataset to try it on[/dim]
+
+avsseg train --data scenes --out runs/first --minutes 60  [dim]Ctrl-C stops and keeps everything[/dim]
+
+avsseg train --resume --out runs/first  [dim]goes on exactly where it stopped[/dim]
+
+avsseg train --data my-clips --out runs/mine --from avs-mamba-tiny --learning-rate 1e-4  [dim]fine-tunes[/dim]
+
+avsseg train --subset s4 --data AVSBench --out runs/s4 --preset paper --init-visual b5.pth --init-audio vggish.pth
+
+torchrun --nproc-per-node 2 -m avsseg train --data scenes --out runs/two  [dim]two processes, gradients averaged[/dim]
+"""
+
+_WHAT, _HOW, _MACHINE = "What is learned", "How", "Machine and run"
+_Text = Annotated[str | None, typer.Option(show_default=False)]
+
+
+def train(
+    out: Annotated[
+        Path, typer.Option("--out", "-o", metavar="RUN", help="Folder of the run.", rich_help_panel=_MACHINE)
+    ],
+    data: Annotated[
+        str | None,
+        typer.Option(metavar="DIR", help="Folder in AVSBench's layout.", show_default=False, rich_help_panel=_WHAT),
+    ] = None,
+    subset: Annotated[
+        str | None, typer.Option(help="s4, ms3 or avss. Default: ms3.", show_default=False, rich_help_panel=_WHAT)
+    ] = None,
+    preset: Annotated[
+        str,
+        typer.Option(
+            help=f"{' or '.join(PRESET_NAMES)}: all settings at once. `paper` is the published recipe of the subset.",
+            rich_help_panel=_WHAT,
+        ),
+    ] = "tiny",
+    model: Annotated[
+        str | None, typer.Option(help=f"One of {', '.join(PRESETS)}.", show_default=False, rich_help_panel=_WHAT)
+    ] = None,
+    backbone: Annotated[
+        str | None, typer.Option(help="Another visual backbone.", show_default=False, rich_help_panel=_WHAT)
+    ] = None,
+    ablate: Annotated[
+        str | None,
+        typer.Option(
+            help=f"A row of the paper's Tables III to VII: {', '.join(ABLATIONS)}.",
+            show_default=False,
+            rich_help_panel=_WHAT,
+        ),
+    ] = None,
+    start_from: Annotated[
+        str | None,
+        typer.Option(
+            "--from",
+            metavar="MODEL",
+            help="Fine-tune: a model's name or a .safetensors file.",
+            show_default=False,
+            rich_help_panel=_WHAT,
+        ),
+    ] = None,
+    init_visual: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="Pretrained visual backbone.", show_default=False, rich_help_panel=_WHAT),
+    ] = None,
+    init_audio: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="Pretrained VGGish.", show_default=False, rich_help_panel=_WHAT),
+    ] = None,
+    size: Annotated[
+        int | None, typer.Option(help="Side of the square input, in pixels.", show_default=False, rich_help_panel=_WHAT)
+    ] = None,
+    mute: Annotated[
+        bool | None,
+        typer.Option("--mute", help="Train without sound, for comparison.", show_default=False, rich_help_panel=_WHAT),
+    ] = None,
+    epochs: Annotated[int | None, typer.Option(help="0: no limit.", show_default=False, rich_help_panel=_HOW)] = None,
+    minutes: Annotated[
+        float | None, typer.Option(help="End after so long; 0: no limit.", show_default=False, rich_help_panel=_HOW)
+    ] = None,
+    batch: Annotated[
+        int | None, typer.Option(help="Clips a step and process.", show_default=False, rich_help_panel=_HOW)
+    ] = None,
+    learning_rate: Annotated[float | None, typer.Option(show_default=False, rich_help_panel=_HOW)] = None,
+    precision: Annotated[
+        str | None, typer.Option(help="fp32, bf16 or fp16.", show_default=False, rich_help_panel=_HOW)
+    ] = None,
+    accumulate: Annotated[
+        int | None, typer.Option(help="Batches a step.", show_default=False, rich_help_panel=_HOW)
+    ] = None,
+    setting: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="NAME=VALUE",
+            help=f"Any other setting: {', '.join(field.name for field in fields(TrainingSettings))}.",
+            show_default=False,
+            rich_help_panel=_HOW,
+        ),
+    ] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE.toml",
+            help="Settings from a file, such as another run's settings.toml.",
+            show_default=False,
+            rich_help_panel=_HOW,
+        ),
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the run in --out, with its settings.", rich_help_panel=_MACHINE)
+    ] = False,
+    device: Annotated[
+        str | None, typer.Option(help="auto, cpu, cuda:0, mps.", show_default=False, rich_help_panel=_MACHINE)
+    ] = None,
+    threads: Annotated[int | None, typer.Option(show_default=False, rich_help_panel=_MACHINE)] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(help="Processes that load data.", show_default=False, rich_help_panel=_MACHINE),
+    ] = None,
+    seed: Annotated[int | None, typer.Option(show_default=False, rich_help_panel=_MACHINE)] = None,
+) -> None:
+    """Train or fine-tune on a folder in AVSBench's layout; the best model by the val split is kept."""
+    flags = {
+        name: value
+        for name, value in {
+            "subset": subset, "data": data, "model": model, "backbone": backbone, "ablate": ablate,
+            "start_from": start_from, "init_visual": init_visual, "init_audio": init_audio, "size": size, "mute": mute,
+            "epochs": epochs, "minutes": minutes, "batch": batch, "learning_rate": learning_rate,
+            "precision": precision, "accumulate": accumulate, "device": device, "threads": threads,
+            "workers": workers, "seed": seed,
+        }.items()
+        if value is not None
+    }  # fmt: skip
+    flags |= dict(_parse(text) for text in setting or [])
+    settings = gather(out, preset, flags, config, resume=resume)
+    if not settings.data:
+        raise UsageError("no data: give --data DIR, a folder in AVSBench's layout (`avsseg data synth DIR` makes one)")
+    if flags.get("minutes") and "epochs" not in flags and not resume:
+        settings = with_changes(settings, {"epochs": 0}, where="--minutes")
+    _run(out, settings, resume=resume)
+
+
+def gather(out: Path, preset: str, flags: dict[str, Any], config: Path | None, *, resume: bool) -> TrainingSettings:
+    """Preset, file and flags put together; a run that is resumed brings its own. Raises UsageError."""
+    if resume:
+        kept = out / "settings.toml"
+        if not kept.is_file():
+            raise UsageError(f"{printable(out)}: holds no run to resume (no settings.toml)")
+        settings = with_changes(TrainingSettings(), read_toml(kept), where=printable(kept))
+        machine = {"device", "threads", "workers", "data", "epochs", "minutes"}
+        other = sorted(set(flags) - machine)
+        if other or config:
+            named = ", ".join(other) or "--config"
+            raise UsageError(f"--resume goes on with the settings of the run: {named} cannot change now")
+        return with_changes(settings, flags, where="command line")
+    values = read_toml(config) if config else {}
+    chosen = str(flags.get("subset", values.get("subset", "ms3")))
+    settings = with_changes(training_preset(preset, chosen), values, where=str(config))
+    return with_changes(settings, flags, where="command line")
+
+
+def _parse(text: str) -> tuple[str, Any]:
+    name, equals, value = text.partition("=")
+    name = name.strip().replace("-", "_")
+    known = {field.name: field.default for field in fields(TrainingSettings)}
+    if not equals or name not in known:
+        raise UsageError(f"--set {text}: must be NAME=VALUE, NAME one of {', '.join(known)}")
+    kind: type = type(known[name])
+    try:
+        if kind is bool:
+            return name, {"true": True, "false": False, "1": True, "0": False}[value.strip().lower()]
+        return name, kind(value.strip())
+    except (ValueError, KeyError) as error:
+        raise UsageError(f"--set {text}: the value must be a {kind.__name__}") from error
+
+
+def _run(out: Path, settings: TrainingSettings, *, resume: bool) -> None:
+    from avsseg.training.distributed import process_group
+    from avsseg.training.run import TrainingRun
+    from avsseg.training.trainer import Interrupted
+
+    logging.getLogger("avsseg").setLevel(logging.INFO)
+    distributed = "TORCHELASTIC_RUN_ID" in os.environ
+    leads = os.environ.get("RANK", "0") == "0"
+    with process_group() if distributed else contextlib.nullcontext(), _reporter(leads) as listener:
+        run = TrainingRun(out, settings, resume=resume, listener=listener)
+        with _stopping(run.trainer.request_stop):
+            try:
+                best = run.train()
+            except Interrupted:
+                if leads:
+                    typer.echo(
+                        f"stopped at step {run.trainer.step}; go on with: avsseg train --resume --out {out}", err=True
+                    )
+                raise KeyboardInterrupt from None
+    if leads:
+        typer.echo(str(best))
+
+
+@contextlib.contextmanager
+def _stopping(request: Any) -> Iterator[None]:
+    """The first Ctrl-C ends the run after the step in work, a second one at once."""
+    before = signal.getsignal(signal.SIGINT)
+
+    def stop(number: int, frame: object) -> None:
+        typer.echo("stopping after this step; press Ctrl-C again to stop at once", err=True)
+        signal.signal(signal.SIGINT, before)
+        request()
+
+    signal.signal(signal.SIGINT, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+@contextlib.contextmanager
+def _reporter(leads: bool) -> Iterator[Any]:
+    """A bar on a terminal, a line every twenty steps elsewhere; both on stderr."""
+    if not leads:
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bar
+
+    console = Console(stderr=True)
+    columns = (TextColumn("step {task.fields[step]}"), BarColumn(), TextColumn("{task.description}"))
+    with Bar(*columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task("starting", total=1.0, step=0)
+
+        def listen(progress: Progress) -> None:
+            text = describe(progress)
+            bar.update(task, completed=progress.done, description=text, step=progress.step)
+            if not console.is_terminal and progress.step % 20 == 0:
+                typer.echo(f"step {progress.step} ({100 * progress.done:.0f} %): {text}", err=True)
+
+        yield listen
+
+
+def describe(progress: Progress) -> str:
+    """One line about where the run is."""
+    parts = [f"loss {progress.values['loss']:.3f}"]
+    if "M_J" in progress.values:
+        parts.append(f"M_J {progress.values['M_J']:.3f}")
+    if progress.validation:
+        parts.append(f"val M_J {progress.validation['M_J']:.3f}")
+    left = progress.seconds_left
+    parts.append(f"{left / 60:.0f} min left" if left >= 90 else f"{left:.0f} s left")
+    return ", ".join(parts)

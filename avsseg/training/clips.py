@@ -1,0 +1,184 @@
+"""AVSBench clips as training batches, in an order that a resumed run takes up exactly where it stopped."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+import torch.distributed
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from avsseg.data.avsbench import AvsBenchClips, ClipExample
+from avsseg.metrics.object import StrictObjectMetrics, frame_scores
+from avsseg.metrics.semantic import SemanticMetrics
+from avsseg.model.avs_mamba import AvsMamba, normalise
+from avsseg.training.losses import mask_loss, semantic_loss
+from avsseg.training.trainer import Validation
+
+# the log-mel of digital silence: ln 0.01
+SILENT_LOG_MEL = float(np.log(0.01))
+ClipBatch = dict[str, "Tensor | list[str]"]
+
+
+class ClipOrder(Sampler[list[tuple[int, int]]]):
+    """Batches of (epoch, index), endless, from batch `first` on: each epoch a new permutation by `seed`.
+
+    `world` processes share every permutation: this one is number `rank`. What does not fill a batch of all processes
+    is left out, unless it is the only one.
+    """
+
+    def __init__(self, clips: int, batch: int, *, seed: int, first: int = 0, rank: int = 0, world: int = 1) -> None:
+        self.clips, self.seed, self.first, self.rank = clips, seed, first, rank
+        # a small set must still give every process something
+        self.batch = max(1, min(batch, clips // world))
+        self.world = world
+
+    @property
+    def batches_per_epoch(self) -> int:
+        """Of one process."""
+        return max(1, self.clips // (self.batch * self.world))
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        number = self.first
+        while True:
+            epoch, position = divmod(number, self.batches_per_epoch)
+            order = np.random.default_rng([self.seed, epoch]).permutation(self.clips)
+            start = (position * self.world + self.rank) * self.batch
+            yield [(epoch, int(index)) for index in order[start : start + self.batch]]
+            number += 1
+
+
+class _ByEpoch(Dataset[ClipExample]):
+    """Clips by (epoch, index), so that worker processes know which augmentation to draw."""
+
+    def __init__(self, clips: AvsBenchClips) -> None:
+        self.clips = clips
+
+    def __getitem__(self, key: tuple[int, int]) -> ClipExample:
+        epoch, index = key
+        self.clips.set_epoch(epoch)
+        return self.clips[index]
+
+
+def collate(examples: Sequence[ClipExample]) -> ClipBatch:
+    """name: list of B; frames (B, T, H, W, 3), log_mel (B, T, 1, 96, 64), masks (B, T, h, w), annotated (B, T)."""
+    return {
+        "name": [example.name for example in examples],
+        **{
+            field: torch.stack([getattr(example, field) for example in examples])
+            for field in ("frames", "log_mel", "masks", "annotated")
+        },
+    }
+
+
+def clip_batches(clips: AvsBenchClips, order: ClipOrder, workers: int) -> DataLoader[ClipBatch]:
+    """Endless batches in that order; the result does not depend on `workers`."""
+    return DataLoader(
+        _ByEpoch(clips),  # type: ignore[arg-type]
+        batch_sampler=order,
+        num_workers=workers,
+        collate_fn=collate,
+        prefetch_factor=4 if workers else None,
+        pin_memory=torch.cuda.is_available(),
+        worker_init_fn=_one_thread,
+    )
+
+
+def _one_thread(_: int) -> None:
+    torch.set_num_threads(1)
+
+
+class ClipObjective(nn.Module):
+    """The loss of AVSBench clips: dice and BCE for one class, cross-entropy and dice for several.
+
+    Annotated frames are weighted alike over all processes, so two of them equal one with the doubled batch.
+    """
+
+    def __init__(
+        self,
+        model: AvsMamba,
+        *,
+        dice_weight: float = 1.0,
+        bce_weight: float = 1.0,
+        layer_weight: float = 1.0,
+        frozen_statistics: bool = False,
+        mute: bool = False,
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.weights = {"dice_weight": dice_weight, "bce_weight": bce_weight, "layer_weight": layer_weight}
+        self.frozen_statistics = frozen_statistics
+        self.mute = mute
+
+    def train(self, mode: bool = True) -> ClipObjective:
+        """Batch normalisation keeps its statistics if they are frozen."""
+        super().train(mode)
+        if self.frozen_statistics:
+            for module in self.model.modules():
+                if isinstance(module, nn.BatchNorm2d):
+                    module.eval()
+        return self
+
+    def forward(self, batch: ClipBatch) -> tuple[Tensor, dict[str, float]]:
+        device = next(self.model.parameters()).device
+        frames, log_mel, masks, annotated = (
+            _tensor(batch, name).to(device, non_blocking=True) for name in ("frames", "log_mel", "masks", "annotated")
+        )
+        if self.mute:
+            log_mel = torch.full_like(log_mel, SILENT_LOG_MEL)
+        layer_logits = [logits.float() for logits in self.model.layer_logits(normalise(frames), log_mel)]
+        share = _share_of_all(annotated.sum())
+        if layer_logits[-1].shape[2] > 1:
+            loss = semantic_loss(layer_logits, masks, annotated, **self.weights)
+            return loss * share, {}
+        loss = mask_loss(layer_logits, masks, annotated, **self.weights)
+        with torch.no_grad():
+            scores = frame_scores(layer_logits[-1].detach().squeeze(2)[annotated].sigmoid(), masks[annotated] > 0)
+            iou = scores.iou[scores.truth > 0]
+        return loss * share, {"M_J": float(iou.mean()) if len(iou) else float("nan")}
+
+
+def _tensor(batch: ClipBatch, name: str) -> Tensor:
+    value = batch[name]
+    assert isinstance(value, Tensor)
+    return value
+
+
+def _share_of_all(annotated: Tensor) -> Tensor:
+    """This process's annotated frames over the mean of all processes': makes means of means a mean over all frames."""
+    if not torch.distributed.is_available() or not torch.distributed.is_initialized():
+        return torch.ones((), device=annotated.device)
+    total = annotated.double().clone()
+    torch.distributed.all_reduce(total)
+    return (annotated * torch.distributed.get_world_size() / total.clamp(min=1)).float()
+
+
+def validation(clips: AvsBenchClips, *, mute: bool = False) -> Validation:
+    """Strict M_J and M_F of the val split (frame-wise class means for AVSS); `score`, which picks the best, is M_J."""
+
+    @torch.no_grad()
+    def validate(objective: nn.Module) -> dict[str, float]:
+        assert isinstance(objective, ClipObjective)
+        model = objective.model
+        device = next(model.parameters()).device
+        objects = clips.num_classes == 1
+        strict, semantic = StrictObjectMetrics(), SemanticMetrics(max(2, clips.num_classes))
+        for index in range(len(clips)):
+            example = clips[index]
+            log_mel = torch.full_like(example.log_mel, SILENT_LOG_MEL) if mute else example.log_mel
+            logits = model(normalise(example.frames)[None].to(device), log_mel[None].to(device))[0].float().cpu()
+            scored = example.annotated & example.real
+            logits = F.interpolate(logits[scored], size=example.masks.shape[-2:], mode="bilinear", align_corners=False)
+            truth = example.masks[scored]
+            if objects:
+                strict.update(frame_scores(logits.squeeze(1).sigmoid(), truth > 0))
+            else:
+                semantic.update(logits.argmax(1), truth.long())
+        result = dict(strict.result() if objects else semantic.result())
+        kept = {name: float(v) for name, v in result.items() if isinstance(v, (int, float))}
+        return {**kept, "score": kept["M_J"]}
+
+    return validate

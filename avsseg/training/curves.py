@@ -1,0 +1,45 @@
+"""`curves.png`: loss, score and learning over a run, drawn from its CSV logs."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+from avsseg.errors import EnvironmentFault
+from avsseg.writers.base import written_whole
+
+
+def read_log(path: Path) -> dict[str, list[float]]:
+    """The columns of a log; empty if there is none yet."""
+    if not path.is_file():
+        return {}
+    with path.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    return {name: [float(row[name]) for row in rows] for name in rows[0]} if rows else {}
+
+
+def draw_curves(folder: Path) -> Path:
+    """Draws `curves.png` in the run's folder and returns its path. Raises EnvironmentFault without matplotlib."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise EnvironmentFault('matplotlib is missing: `pip install "avsseg[train]"` draws curves.png') from error
+    train, val = read_log(folder / "train.csv"), read_log(folder / "val.csv")
+    panels = [
+        ("loss", [("train", train, "loss")]),
+        ("M_J", [("train batches", train, "M_J"), ("val", val, "M_J")]),
+        ("M_F", [("val", val, "M_F")]),
+    ]
+    figure = Figure(figsize=(12, 3.6), layout="constrained")
+    for axes, (title, lines) in zip(figure.subplots(1, len(panels)), panels, strict=True):
+        for label, log, column in lines:
+            if column in log:
+                axes.plot(log["step"], log[column], label=label, marker="." if log is val else None)
+        axes.set_title(title)
+        axes.set_xlabel("step")
+        if axes.lines:
+            axes.legend()
+    path = folder / "curves.png"
+    with written_whole(path) as partial:
+        figure.savefig(partial, format="png", dpi=110)
+    return path

@@ -1,0 +1,163 @@
+"""Everything that a training run on AVSBench can be told, its presets, and the TOML file that keeps it. No torch.
+
+A setting is given, in this order of weight, by a flag, by the file of `--config`, by the preset.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any, Literal, get_type_hints
+
+from avsseg.errors import UsageError, printable
+from avsseg.model.config import ABLATIONS, PRESETS
+from avsseg.writers.base import written_whole
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+SubsetName = Literal["s4", "ms3", "avss"]
+
+
+@dataclass(frozen=True)
+class TrainingSettings:
+    """One run. Lengths of 0 mean no limit (`minutes`) or by `minutes` alone (`epochs`)."""
+
+    # what is learned from what
+    subset: SubsetName = "ms3"
+    data: str = ""
+    model: str = "avs-mamba-tiny"
+    backbone: str = ""  # "": the model's own
+    ablate: str = ""
+    start_from: str = ""  # --from: a checkpoint whose weights are taken where they fit
+    init_visual: str = ""
+    init_audio: str = ""
+    size: int = 128
+    mute: bool = False  # every sound replaced by silence: what the pictures alone give away
+    # how long, how fast
+    epochs: int = 60
+    minutes: float = 0.0
+    batch: int = 2
+    accumulate: int = 1
+    learning_rate: float = 5e-4
+    schedule: str = "cosine"
+    warmup_steps: int = 50
+    weight_decay: float = 0.02
+    gradient_clip: float = 1.0
+    ema_decay: float = 0.995
+    precision: str = "fp32"
+    encoder_rate: float = 1.0  # factor on the learning rate of both encoders
+    freeze_epochs: int = 0  # for so long both encoders stay as they are
+    frozen_statistics: str = "auto"  # batch normalisation: auto (frozen if it starts from trained weights), yes, no
+    # losses
+    dice_weight: float = 1.0
+    bce_weight: float = 1.0
+    layer_weight: float = 1.0  # of earlier decoder layers (deep supervision)
+    # augmentation
+    augment: bool = True
+    audio_gain_db: float = 0.0
+    audio_noise_db: float = 0.0  # level of white noise in dB, such as -40; 0: none
+    audio_mix: float = 0.0
+    # the machine
+    seed: int = 0
+    workers: int = 1
+    threads: int = 0
+    device: str = "auto"
+    validate_minutes: float = 6.0
+
+    def __post_init__(self) -> None:
+        hints = get_type_hints(type(self))
+        for field in fields(self):
+            value = getattr(self, field.name)
+            wanted = hints[field.name] if isinstance(hints[field.name], type) else str
+            if wanted is float and isinstance(value, int) and not isinstance(value, bool):
+                object.__setattr__(self, field.name, float(value))
+            elif not isinstance(value, wanted) or (wanted is int and isinstance(value, bool)):
+                raise UsageError(f"{field.name} is {value!r}, must be {wanted.__name__}")
+        _one_of("subset", self.subset, ("s4", "ms3", "avss"))
+        _one_of("model", self.model, tuple(PRESETS))
+        _one_of("ablate", self.ablate, ("", *ABLATIONS))
+        _one_of("schedule", self.schedule, ("cosine", "constant"))
+        _one_of("precision", self.precision, ("fp32", "bf16", "fp16"))
+        _one_of("frozen_statistics", self.frozen_statistics, ("auto", "yes", "no"))
+        for name in ("batch", "accumulate", "size"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"{name} is {getattr(self, name)}, must be 1 or more")
+        for name in ("epochs", "minutes", "learning_rate", "workers", "threads", "freeze_epochs", "warmup_steps"):
+            if getattr(self, name) < 0:
+                raise UsageError(f"{name} is {getattr(self, name)}, must not be negative")
+        if not 0 <= self.ema_decay < 1:
+            raise UsageError(f"ema_decay is {self.ema_decay}, must be at least 0 (no average) and below 1")
+        if self.epochs == 0 and self.minutes == 0:
+            raise UsageError("the run would have no end: give epochs or minutes")
+
+    @property
+    def num_classes(self) -> int:
+        """1 for the object subsets, 71 for AVSS."""
+        return 71 if self.subset == "avss" else 1
+
+
+def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise UsageError(f"{name} is {value!r}. Choose one of: {', '.join(a if a else repr(a) for a in allowed)}")
+
+
+_PAPER: dict[str, dict[str, Any]] = {
+    "s4": {"size": 512, "batch": 2, "epochs": 60},
+    "ms3": {"size": 512, "batch": 2, "epochs": 120},
+    "avss": {"size": 224, "batch": 6, "epochs": 50},
+}
+# the paper's recipe (V-B); a constant rate, no average, one draw of the augmentation a clip
+_PAPER_COMMON: dict[str, Any] = {
+    "model": "avs-mamba-pvt-v2-b5",
+    "learning_rate": 2e-5,
+    "schedule": "constant",
+    "warmup_steps": 0,
+    "ema_decay": 0.0,
+    "weight_decay": 0.01,
+}
+PRESET_NAMES = ("tiny", "paper")
+
+
+def training_preset(name: str, subset: str) -> TrainingSettings:
+    """The preset of that name for a subset. Raises UsageError."""
+    _one_of("preset", name, PRESET_NAMES)
+    _one_of("subset", subset, tuple(_PAPER))
+    if name == "paper":
+        return TrainingSettings(subset=subset, **_PAPER_COMMON, **_PAPER[subset])  # type: ignore[arg-type]
+    return TrainingSettings(subset=subset)  # type: ignore[arg-type]
+
+
+def with_changes(settings: TrainingSettings, changes: Mapping[str, Any], *, where: str) -> TrainingSettings:
+    """The settings with some changed; `where` names the source in errors. Raises UsageError."""
+    known = {field.name for field in fields(TrainingSettings)}
+    unknown = sorted(set(changes) - known)
+    if unknown:
+        raise UsageError(f"{where}: unknown settings {', '.join(unknown)}. Known: {', '.join(sorted(known))}")
+    try:
+        return replace(settings, **changes)
+    except UsageError as error:
+        raise UsageError(f"{where}: {error}") from error
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """The values of a settings file. Raises UsageError."""
+    try:
+        return tomllib.loads(path.read_text())
+    except OSError as error:
+        raise UsageError(f"{printable(path)}: cannot be read ({error.strerror})") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"{printable(path)}: is not TOML ({error})") from error
+
+
+def write_toml(path: Path, settings: TrainingSettings) -> None:
+    """Keeps the settings beside the run, as `--config` reads them. Raises OutputError."""
+    # JSON's strings, numbers and booleans are TOML's too, and nothing here is nested
+    lines = [f"{name} = {json.dumps(value, ensure_ascii=False)}" for name, value in asdict(settings).items()]
+    with written_whole(path) as partial:
+        partial.write_text("\n".join(lines) + "\n")

@@ -1,0 +1,144 @@
+"""`avsseg train` and `evaluate` as a user runs them: flags, files, Ctrl-C, resuming, errors of one line."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from avsseg.cli import app
+from avsseg.cli.train import gather
+from avsseg.data.synthetic_dataset import SynthSettings, write_dataset
+from avsseg.errors import UsageError
+from avsseg.training.checkpoints import load_checkpoint
+from avsseg.training.settings import read_toml, training_preset, write_toml
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("scenes")
+    assert list(write_dataset(folder, SynthSettings(train=4, val=1, test=2, size=48, height=48, frame_rate=4)))
+    return folder
+
+
+def arguments(scenes: Path, out: Path, *more: str) -> list[str]:
+    return [
+        *("train", "--data", str(scenes), "--out", str(out), "--size", "32", "--threads", "1", "--workers", "0"),
+        *more,
+    ]
+
+
+def avsseg(*command: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", "avsseg", *command], capture_output=True, text=True, timeout=300)
+
+
+def test_flags_go_before_the_file_and_the_file_before_the_preset(tmp_path: Path) -> None:
+    config = tmp_path / "mine.toml"
+    config.write_text('subset = "s4"\nepochs = 7\nbatch = 3\n')
+    settings = gather(tmp_path / "run", "paper", {"batch": 5}, config, resume=False)
+    assert (settings.subset, settings.size, settings.epochs, settings.batch) == ("s4", 512, 7, 5)
+
+
+def test_a_resumed_run_brings_its_settings(tmp_path: Path) -> None:
+    write_toml(tmp_path / "settings.toml", training_preset("paper", "s4"))
+    settings = gather(tmp_path, "tiny", {"threads": 2, "epochs": 70}, None, resume=True)
+    assert (settings.size, settings.threads, settings.epochs) == (512, 2, 70)
+    with pytest.raises(UsageError, match="batch cannot change"):
+        gather(tmp_path, "tiny", {"batch": 4}, None, resume=True)
+    with pytest.raises(UsageError, match="no run to resume"):
+        gather(tmp_path / "none", "tiny", {}, None, resume=True)
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--set", "dice-weight=2"], ""),
+        (["--set", "colour=2"], "--set colour=2: must be NAME=VALUE"),
+        (["--set", "batch=two"], "the value must be a int"),
+        (["--preset", "huge"], "preset is 'huge'. Choose one of: tiny, paper"),
+        (["--ablate", "no-eyes"], "ablate is 'no-eyes'"),
+        (["--from", "nowhere.safetensors"], "nowhere.safetensors: no such file"),
+    ],
+)
+def test_errors_are_one_line(scenes: Path, tmp_path: Path, more: list[str], message: str) -> None:
+    if not message:  # a right one, to see that --set reaches the run
+        done = avsseg(*arguments(scenes, tmp_path / "run", "--epochs", "1", *more))
+        assert done.returncode == 0, done.stderr
+        assert read_toml(tmp_path / "run" / "settings.toml")["dice_weight"] == 2.0
+        assert done.stdout.splitlines() == [str(tmp_path / "run" / "best.safetensors")]
+        return
+    done = avsseg(*arguments(scenes, tmp_path / "run", *more))
+    assert done.returncode in (2, 3)
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_no_data_is_said_at_once() -> None:
+    done = avsseg("train", "--out", "nowhere")
+    assert done.returncode == 2
+    assert "give --data DIR" in done.stderr
+
+
+@pytest.mark.skipif(os.name == "nt", reason="sends POSIX signals")
+def test_ctrl_c_keeps_the_state_and_resume_goes_on(scenes: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    command = [
+        sys.executable,
+        "-m",
+        "avsseg",
+        *arguments(scenes, run, "--epochs", "500", "--set", "validate-minutes=99"),
+    ]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        deadline = time.monotonic() + 200
+        # the log's first line comes after the first epoch
+        while not (run / "train.csv").exists() and time.monotonic() < deadline and process.poll() is None:
+            time.sleep(0.2)
+        process.send_signal(signal.SIGINT)
+        _, stderr = process.communicate(timeout=120)
+    assert process.returncode == 130, stderr
+    assert f"avsseg train --resume --out {run}" in stderr
+    assert "Traceback" not in stderr
+    step = load_checkpoint(run / "last.pt")["step"]
+    assert step >= 2
+    again = avsseg("train", "--data", str(scenes), "--out", str(run))
+    assert again.returncode == 2
+    assert "Go on with --resume" in again.stderr
+    done = avsseg("train", "--resume", "--out", str(run), "--epochs", str(step // 2 + 1))
+    assert done.returncode == 0, done.stderr
+    assert load_checkpoint(run / "last.pt")["step"] > step
+
+
+def test_evaluate_prints_a_table_and_writes_everything(scenes: Path, tmp_path: Path, untrained_file: Path) -> None:
+    common = ["evaluate", "--data", str(scenes), "--model", str(untrained_file), "--allow-untrained", "--workers", "0"]
+    out, report = tmp_path / "result.json", tmp_path / "report"
+    result = CliRunner().invoke(app, [*common, "--size", "32", "--out", str(out), "--report", str(report)])
+    assert result.exit_code == 0, result.output
+    assert "M_J" in result.stdout
+    assert (report / "index.html").exists()
+    written = json.loads(out.read_text())
+    assert (written["clips"], written["input_size"], written["protocol"]) == (2, 32, "strict")
+    assert written["sha256"]
+    result = CliRunner().invoke(app, [*common, "--size", "32", "--json", "--protocol", "avsbench"])
+    assert json.loads(result.stdout)["batch"] == 1
+
+
+def test_evaluate_refuses_what_is_not_there(scenes: Path, tmp_path: Path) -> None:
+    for more, message in (
+        (["--data", str(tmp_path)], "ms3_meta_data.csv: missing"),
+        (["--data", str(scenes), "--subset", "s5"], "--subset s5"),
+        (["--data", str(scenes), "--split", "all"], "--split all"),
+        (["--data", str(scenes), "--negative", "echo"], "echo"),
+        (["--data", str(scenes), "--model", "none.safetensors"], "none.safetensors"),
+    ):
+        done = avsseg("evaluate", *more)
+        assert done.returncode in (1, 2, 3)
+        assert message in done.stderr
+        assert len(done.stderr.strip().splitlines()) == 1

@@ -1,0 +1,137 @@
+"""Batches of clips: their order, what they hold, and the loss over them."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+import pytest
+import torch
+
+from avsseg.data.augment import Augmentation
+from avsseg.data.avsbench import AvsBenchClips
+from avsseg.model.avs_mamba import AvsMamba, normalise
+from avsseg.model.config import AvsMambaConfig
+from avsseg.training.clips import ClipObjective, ClipOrder, clip_batches, validation
+from avsseg.training.losses import mask_loss, semantic_loss
+
+NARROW = AvsMambaConfig(
+    backbone="pvt_v2_b0", audio_encoder="compact", dim=32, state_size=2, head_hidden=8, head_channels=(8, 4)
+)
+
+
+def keys(order: ClipOrder, count: int) -> list[list[tuple[int, int]]]:
+    return list(itertools.islice(iter(order), count))
+
+
+def test_an_epoch_shows_every_clip_once() -> None:
+    order = ClipOrder(6, 2, seed=3)
+    first, second = keys(order, 6)[:3], keys(order, 6)[3:]
+    for epoch, batches in enumerate((first, second)):
+        flat = [key for batch in batches for key in batch]
+        assert sorted(flat) == [(epoch, index) for index in range(6)]
+    assert [i for batch in first for _, i in batch] != [i for batch in second for _, i in batch]
+
+
+def test_order_goes_on_where_it_stopped() -> None:
+    assert keys(ClipOrder(7, 2, seed=1, first=5), 4) == keys(ClipOrder(7, 2, seed=1), 9)[5:]
+
+
+def test_two_processes_share_the_doubled_batch() -> None:
+    one = keys(ClipOrder(8, 4, seed=0), 4)
+    two = [keys(ClipOrder(8, 2, seed=0, rank=rank, world=2), 4) for rank in (0, 1)]
+    assert [a + b for a, b in zip(*two, strict=True)] == one
+
+
+def test_a_set_smaller_than_a_batch_still_trains() -> None:
+    assert len(keys(ClipOrder(3, 8, seed=0), 2)[1]) == 3
+
+
+def test_batches_do_not_depend_on_workers(scenes: Path) -> None:
+    clips = AvsBenchClips(scenes, "ms3", "train", size=32, augmentation=Augmentation(), seed=5)
+    found = []
+    for workers in (0, 2):
+        batches = clip_batches(clips, ClipOrder(len(clips), 2, seed=5), workers)
+        found.append(list(itertools.islice(iter(batches), 3)))
+    for alone, helped in zip(*found, strict=True):
+        assert alone["name"] == helped["name"]
+        assert torch.equal(alone["frames"], helped["frames"])  # type: ignore[arg-type]
+        assert torch.equal(alone["log_mel"], helped["log_mel"])  # type: ignore[arg-type]
+
+
+def test_loss_is_that_of_the_annotated_frames_alone(scenes: Path) -> None:
+    torch.manual_seed(0)
+    clips = AvsBenchClips(scenes, "ms3", "train", size=32)
+    objective = ClipObjective(AvsMamba(NARROW)).eval()
+    batch = next(iter(clip_batches(clips, ClipOrder(len(clips), 2, seed=0), 0)))
+    batch["annotated"] = torch.tensor([[True, False, False, True, False], [False, True, False, False, False]])
+    loss, logged = objective(batch)
+    masks = batch["masks"]
+    assert isinstance(masks, torch.Tensor)
+    masks[0, 1:3] = 1 - masks[0, 1:3]
+    assert torch.equal(objective(batch)[0], loss)
+    masks[0, 0] = 1 - masks[0, 0]
+    assert not torch.equal(objective(batch)[0], loss)
+    assert set(logged) == {"M_J"}
+
+
+def test_frozen_statistics_stay(scenes: Path) -> None:
+    clips = AvsBenchClips(scenes, "ms3", "train", size=32)
+    batch = next(iter(clip_batches(clips, ClipOrder(len(clips), 2, seed=0), 0)))
+    for frozen in (True, False):
+        objective = ClipObjective(AvsMamba(NARROW), frozen_statistics=frozen).train()
+        before = {k: v.clone() for k, v in objective.state_dict().items() if "running" in k}
+        objective(batch)
+        assert before
+        same = all(torch.equal(objective.state_dict()[k], v) for k, v in before.items())
+        assert same == frozen
+
+
+def test_muted_training_hears_nothing(scenes: Path) -> None:
+    clips = AvsBenchClips(scenes, "ms3", "train", size=32)
+    batch = next(iter(clip_batches(clips, ClipOrder(len(clips), 2, seed=0), 0)))
+    objective = ClipObjective(AvsMamba(NARROW), mute=True).eval()
+    loss, _ = objective(batch)
+    batch["log_mel"] = torch.randn_like(batch["log_mel"])  # type: ignore[arg-type]
+    assert torch.equal(objective(batch)[0], loss)
+
+
+def test_validation_scores_the_split(scenes: Path) -> None:
+    clips = AvsBenchClips(scenes, "ms3", "val", size=32)
+    objective = ClipObjective(AvsMamba(NARROW)).eval()
+    scores = validation(clips)(objective)
+    example = clips[0]
+    with torch.no_grad():
+        logits = objective.model(normalise(example.frames)[None], example.log_mel[None])[0, :, 0]
+    predicted, truth = logits > 0, example.masks > 0
+    sounding = truth.flatten(1).any(1)
+    iou = (predicted & truth).flatten(1).sum(1) / (predicted | truth).flatten(1).sum(1).clamp(min=1)
+    assert scores["M_J"] == pytest.approx(float(iou[sounding].mean()), abs=1e-6)
+    assert scores["score"] == scores["M_J"]
+
+
+def test_semantic_loss_prefers_the_truth_and_skips_the_unknown() -> None:
+    generator = torch.Generator().manual_seed(0)
+    target = torch.randint(0, 3, (2, 4, 8, 8), generator=generator).to(torch.uint8)
+    right = 8.0 * torch.nn.functional.one_hot(target.long(), 3).permute(0, 1, 4, 2, 3).float()
+    wrong = right.roll(1, dims=2)
+    assert semantic_loss([right], target) < 0.01
+    assert semantic_loss([wrong], target) > 5
+    unknown = target.clone()
+    unknown[..., :4] = 255
+    spoilt = right.clone()
+    spoilt[..., :4] = wrong[..., :4]
+    assert semantic_loss([spoilt], unknown, dice_weight=0.0) < 0.01
+    annotated = torch.zeros(2, 4, dtype=torch.bool)
+    annotated[0, 1] = True
+    mixed = wrong.clone()
+    mixed[0, 1] = right[0, 1]
+    assert semantic_loss([mixed], target, annotated) < 0.01
+
+
+def test_weights_between_0_and_1_count_frames_in_part() -> None:
+    generator = torch.Generator().manual_seed(1)
+    logits, target = torch.randn(1, 2, 1, 6, 6, generator=generator), torch.rand(1, 2, 6, 6, generator=generator) > 0.5
+    each = [mask_loss([logits[:, t : t + 1]], target[:, t : t + 1]) for t in range(2)]
+    weighted = mask_loss([logits], target, torch.tensor([[0.25, 0.75]]))
+    assert float(weighted) == pytest.approx(0.25 * float(each[0]) + 0.75 * float(each[1]), rel=1e-5)

@@ -1,0 +1,149 @@
+"""Whole runs on rendered clips: what they leave, resuming bit for bit, two processes, and what stops them."""
+
+from __future__ import annotations
+
+import csv
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.multiprocessing
+
+from avsseg.errors import AvssegError, DataError, UsageError
+from avsseg.training.checkpoints import load_checkpoint
+from avsseg.training.distributed import process_group
+from avsseg.training.run import TrainingRun, build_model
+from avsseg.training.settings import TrainingSettings
+from avsseg.training.trainer import Interrupted, Progress
+from avsseg.weights.store import load_model
+
+
+def states_equal(first: Path, second: Path) -> bool:
+    a, b = (load_checkpoint(path) for path in (first, second))
+    return all(
+        torch.equal(tensor, b[part][name]) for part in ("objective", "average") for name, tensor in a[part].items()
+    )
+
+
+def test_a_run_leaves_models_logs_and_curves(tmp_path: Path, quick: TrainingSettings) -> None:
+    steps: list[Progress] = []
+    best = TrainingRun(tmp_path / "run", quick, listener=steps.append).train()
+    assert [progress.step for progress in steps] == [1, 2, 3, 4]
+    assert steps[-1].done == 1.0
+    assert {p.name for p in (tmp_path / "run").iterdir()} >= {
+        "settings.toml", "train.csv", "val.csv", "last.pt", "best.pt", "best.safetensors", "last.safetensors",
+        "curves.png", "tensorboard",
+    }  # fmt: skip
+    loaded = load_model(best)
+    assert loaded.trained
+    assert loaded.input_size == 32
+    with (tmp_path / "run" / "train.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["step"] for row in rows] == ["2", "4"]
+    assert {"loss", "M_J", "gradient_norm", "wait_share"} <= set(rows[0])
+
+
+def test_interrupted_and_resumed_equals_uninterrupted(tmp_path: Path, quick: TrainingSettings) -> None:
+    TrainingRun(tmp_path / "whole", quick).train()
+
+    def stop(progress: Progress) -> None:
+        if progress.step == 1:
+            run.trainer.request_stop()
+
+    run = TrainingRun(tmp_path / "parts", quick, listener=stop)
+    with pytest.raises(Interrupted):
+        run.train()
+    assert load_checkpoint(tmp_path / "parts" / "last.pt")["step"] == 1
+    assert (tmp_path / "parts" / "last.safetensors").exists()
+    again = TrainingRun(tmp_path / "parts", replace(quick, workers=1), resume=True)
+    again.train()
+    assert states_equal(tmp_path / "whole" / "last.pt", tmp_path / "parts" / "last.pt")
+
+
+def test_accumulation_equals_a_larger_batch(tmp_path: Path, quick: TrainingSettings) -> None:
+    # batch statistics see single batches, so they are left alone
+    settings = replace(quick, frozen_statistics="yes", epochs=1, augment=False, gradient_clip=1e9)
+    TrainingRun(tmp_path / "large", replace(settings, batch=4)).train()
+    TrainingRun(tmp_path / "parts", replace(settings, batch=2, accumulate=2)).train()
+    large, parts = (load_checkpoint(tmp_path / name / "last.pt")["objective"] for name in ("large", "parts"))
+    for name, tensor in large.items():
+        if tensor.is_floating_point():
+            assert torch.allclose(tensor, parts[name], atol=2e-4), name
+
+
+def _one_of_two(rank: int, folder: Path, settings: TrainingSettings) -> None:
+    torch.set_num_threads(1)
+    with process_group(init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2):
+        TrainingRun(folder / "two", settings).train()
+    # a child that skips interpreter teardown cannot be aborted by gloo's threads there
+    os._exit(0)
+
+
+def test_two_processes_have_the_loss_of_one_with_the_doubled_batch(tmp_path: Path, quick: TrainingSettings) -> None:
+    settings = replace(quick, frozen_statistics="yes", batch=2)
+    TrainingRun(tmp_path / "one", replace(settings, batch=4)).train()
+    torch.multiprocessing.spawn(_one_of_two, (tmp_path, settings), nprocs=2)
+    curves = []
+    for name in ("one", "two"):
+        with (tmp_path / name / "train.csv").open() as file:
+            curves.append([row for row in csv.DictReader(file)])
+    assert [row["step"] for row in curves[0]] == [row["step"] for row in curves[1]] == ["1", "2"]
+    one, two = (load_checkpoint(tmp_path / name / "last.pt")["objective"] for name in ("one", "two"))
+    for name, tensor in one.items():
+        if tensor.is_floating_point():
+            assert torch.allclose(tensor, two[name], atol=2e-4), name
+
+
+def test_frozen_encoders_stay_for_their_epochs(tmp_path: Path, quick: TrainingSettings) -> None:
+    settings = replace(quick, epochs=1, freeze_epochs=1, frozen_statistics="yes")
+    run = TrainingRun(tmp_path / "run", settings)
+    before = {name: p.detach().clone() for name, p in run.trainer.objective.named_parameters()}
+    run.train()
+    changed = {name for name, p in run.trainer.objective.named_parameters() if not torch.equal(p, before[name])}
+    assert changed
+    assert not [name for name in changed if "visual_backbone" in name or "audio_encoder" in name]
+
+
+def test_fine_tuning_starts_from_a_checkpoint(tmp_path: Path, quick: TrainingSettings) -> None:
+    best = TrainingRun(tmp_path / "first", quick).train()
+    start = build_model(replace(quick, start_from=str(best), size=64))
+    assert start.config.input_size == 64
+    for name, tensor in load_model(best).model.state_dict().items():
+        assert torch.equal(start.state_dict()[name], tensor)
+    semantic = build_model(replace(quick, start_from=str(best), subset="avss"))
+    assert semantic.config.num_classes == 71
+
+
+def test_a_loss_that_is_no_number_names_the_clips(tmp_path: Path, quick: TrainingSettings) -> None:
+    run = TrainingRun(tmp_path / "run", quick)
+    for parameter in run.trainer.objective.parameters():
+        parameter.data.fill_(float("nan"))
+    with pytest.raises(AvssegError, match=r"the loss is nan at step 0 \(clips train_\d+, train_\d+\)"):
+        run.train()
+
+
+def test_folders_that_hold_runs_or_none(tmp_path: Path, quick: TrainingSettings) -> None:
+    with pytest.raises(UsageError, match="no run to resume"):
+        TrainingRun(tmp_path / "none", quick, resume=True)
+    TrainingRun(tmp_path / "run", replace(quick, epochs=1)).train()
+    with pytest.raises(UsageError, match="holds a run already"):
+        TrainingRun(tmp_path / "run", quick)
+    (tmp_path / "run" / "last.pt").write_bytes(b"torn")
+    with pytest.raises(AvssegError, match=r"last\.pt: not a checkpoint"):
+        TrainingRun(tmp_path / "run", quick, resume=True)
+
+
+def test_missing_data_is_named_before_training(tmp_path: Path, quick: TrainingSettings) -> None:
+    with pytest.raises(DataError, match=r"ms3_meta_data\.csv: missing"):
+        TrainingRun(tmp_path / "run", replace(quick, data=str(tmp_path)))
+
+
+def test_seeds_differ(tmp_path: Path, quick: TrainingSettings) -> None:
+    weights = [
+        next(iter(TrainingRun(tmp_path / str(seed), replace(quick, seed=seed)).trainer.objective.parameters()))
+        for seed in (0, 1)
+    ]
+    assert not np.array_equal(*(w.detach().numpy() for w in weights))

@@ -1,0 +1,64 @@
+"""Settings: presets, what overrides what, and the file that keeps them."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+
+from avsseg.errors import UsageError
+from avsseg.training.settings import TrainingSettings, read_toml, training_preset, with_changes, write_toml
+
+
+@pytest.mark.parametrize(
+    ("subset", "size", "batch", "epochs"), [("s4", 512, 2, 60), ("ms3", 512, 2, 120), ("avss", 224, 6, 50)]
+)
+def test_the_papers_recipe(subset: str, size: int, batch: int, epochs: int) -> None:
+    settings = training_preset("paper", subset)
+    assert (settings.size, settings.batch, settings.epochs) == (size, batch, epochs)
+    assert (settings.learning_rate, settings.schedule, settings.warmup_steps) == (2e-5, "constant", 0)
+    assert settings.model == "avs-mamba-pvt-v2-b5"
+    assert settings.num_classes == (71 if subset == "avss" else 1)
+
+
+def test_a_file_keeps_every_setting(tmp_path: Path) -> None:
+    settings = TrainingSettings(data='a "quoted" \\ path\nof two lines', subset="s4", minutes=1.5, mute=True, workers=0)
+    write_toml(tmp_path / "settings.toml", settings)
+    assert with_changes(TrainingSettings(), read_toml(tmp_path / "settings.toml"), where="file") == settings
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"colour": 1}, "unknown settings colour"),
+        ({"batch": 0}, "batch is 0"),
+        ({"batch": "two"}, "batch is 'two', must be int"),
+        ({"batch": True}, "batch is True, must be int"),
+        ({"subset": "s5"}, "subset is 's5'. Choose one of: s4, ms3, avss"),
+        ({"epochs": 0}, "no end"),
+        ({"ema_decay": 1.0}, "ema_decay"),
+        ({"learning_rate": -1.0}, "must not be negative"),
+        ({"precision": "fp8"}, "precision"),
+    ],
+)
+def test_wrong_settings_are_named(changes: dict[str, object], message: str) -> None:
+    with pytest.raises(UsageError, match="over there: ") as caught:
+        with_changes(TrainingSettings(), changes, where="over there")
+    assert message in str(caught.value)
+
+
+def test_whole_numbers_do_for_fractions() -> None:
+    assert with_changes(TrainingSettings(), {"minutes": 3}, where="x").minutes == 3.0
+
+
+def test_files_that_are_none(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"none\.toml: cannot be read"):
+        read_toml(tmp_path / "none.toml")
+    (tmp_path / "bad.toml").write_text("a = = 1")
+    with pytest.raises(UsageError, match=r"bad\.toml: is not TOML"):
+        read_toml(tmp_path / "bad.toml")
+
+
+def test_every_setting_can_be_written() -> None:
+    assert all(isinstance(value, (str, int, float, bool)) for value in asdict(TrainingSettings()).values())

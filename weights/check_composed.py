@@ -1,0 +1,179 @@
+"""Scores weights on the fixed composed clips: pictures and recordings that training never saw.
+
+    python weights/check_composed.py weights/avs-mamba-tiny.safetensors --split test [--strips strips.png]
+
+Printed as JSON, all by the strict protocol at 224 px: M_J and M_F over frames with truth; on frames with two visible
+objects of which one sounds, IoU with it, with the silent one, and M_J of marking both; area marked in silence and with
+off-screen sounds; M_J by class and by the least trusted mask in a clip (human, white background, pseudo).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from composed_benchmark import BENCHMARK, FRAME_TIMES, SIZE, TEST_SEEDS, VAL_SEEDS
+from composed_clips import load_sources
+from numpy.typing import NDArray
+from PIL import Image
+
+from avsseg.data.avsbench import SplitName
+from avsseg.data.compose import ComposedClip, SplitSources, compose_clip
+from avsseg.data.compose_sources import Sources
+from avsseg.media.audio import log_mel_examples
+from avsseg.metrics.object import StrictObjectMetrics, frame_scores
+from avsseg.model.avs_mamba import AvsMamba, normalise
+from avsseg.weights.store import load_model
+
+TRUST = {1.0: "human", 0.7: "white background", 0.4: "pseudo"}
+# an object of fewer pixels is not in view
+VISIBLE_PIXELS = 100
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One clip: frames (T, H, W, 3), class maps and truth (T, H, W), probability (T, H, W)."""
+
+    clip: ComposedClip
+    frames: NDArray[np.uint8]
+    classes: NDArray[np.uint8]
+    truth: NDArray[np.bool_]
+    probability: NDArray[np.float32]
+
+
+@torch.no_grad()
+def probabilities(
+    model: AvsMamba, frames: NDArray[np.uint8], waveform: NDArray[np.float32], *, mute: bool = False
+) -> NDArray[np.float32]:
+    """(T, H, W) at the frames' size; the model works at its own. `mute` plays it silence."""
+    side = model.config.input_size
+    pictures = torch.from_numpy(frames).permute(0, 3, 1, 2).float()
+    small = F.interpolate(pictures, size=(side, side), mode="bilinear", antialias=True).round().to(torch.uint8)
+    sound = torch.zeros(len(waveform)) if mute else torch.from_numpy(waveform)
+    log_mel = log_mel_examples(sound, [float(t) for t in range(len(frames))])
+    logits = model(normalise(small.permute(0, 2, 3, 1))[None], log_mel[None])[0]
+    sized = F.interpolate(logits, size=frames.shape[1:3], mode="bilinear", align_corners=False)
+    result: NDArray[np.float32] = sized[:, 0].sigmoid().numpy()
+    return result
+
+
+def outcomes(
+    model: AvsMamba, sources: Sources, split: SplitName, seeds: range, *, mute: bool = False
+) -> Iterator[Outcome]:
+    """The fixed clips of a split and what the model makes of them."""
+    clips = SplitSources(sources, split, BENCHMARK)
+    for seed in seeds:
+        clip = compose_clip(clips, seed)
+        views = [clip.scene.paint(t, SIZE, SIZE) for t in FRAME_TIMES]
+        frames, classes = (np.stack(list(part)) for part in zip(*views, strict=True))
+        truth = clip.masks(list(classes))
+        yield Outcome(clip, frames, classes, truth, probabilities(model, frames, clip.waveform, mute=mute))
+
+
+def score(items: Iterator[Outcome], names: tuple[str, ...]) -> tuple[dict[str, Any], list[tuple[float, Outcome]]]:
+    """All figures, and (M_J, outcome) of every clip with truth."""
+    strict, both = StrictObjectMetrics(), StrictObjectMetrics()
+    groups: dict[str, StrictObjectMetrics] = defaultdict(StrictObjectMetrics)
+    pairs = []
+    ranked = []
+    for item in items:
+        probability, truth = torch.from_numpy(item.probability), torch.from_numpy(item.truth)
+        scores = frame_scores(probability, truth)
+        strict.update(scores)
+        groups[f"case/{item.clip.case}"].update(scores)
+        if item.clip.case == "none":
+            groups["none/" + ("off-screen" if item.clip.tracks else "silence")].update(scores)
+        groups[f"masks/{TRUST[round(item.clip.scene.weight, 2)]}"].update(scores)
+        for track in item.clip.tracks:
+            heard = torch.from_numpy(track.sounding & item.truth.any((1, 2)))
+            if heard.any():
+                groups[f"class/{names[track.class_index]}"].update(frame_scores(probability[heard], truth[heard]))
+        if item.truth.any():
+            sounding = scores.truth > 0
+            ranked.append((float((scores.intersection / scores.union.clamp(min=1))[sounding].mean()), item))
+        if item.clip.case == "two" and len(item.clip.objects) == 2:
+            union = np.isin(item.classes, item.clip.objects)
+            frames = [t for t in range(len(truth)) if _one_of_two(item, t)]
+            for t in frames:
+                marked = item.probability[t] > 0.5
+                silent = union[t] & ~item.truth[t]
+                pairs.append((_iou(marked, item.truth[t]), _iou(marked, silent)))
+            if frames:
+                marks = torch.from_numpy(union[frames]).float()
+                both.update(frame_scores(marks, truth[frames]))
+    on_pairs = np.array(pairs)
+    result: dict[str, Any] = {
+        **strict.result(),
+        "two_objects_one_sounds": {
+            "frames": len(pairs),
+            "IoU_with_sounding": float(on_pairs[:, 0].mean()),
+            "IoU_with_silent": float(on_pairs[:, 1].mean()),
+            "IoU_of_marking_both": both.result()["M_J"],
+            "sounding_above_silent": float((on_pairs[:, 0] > on_pairs[:, 1]).mean()),
+        },
+    }
+    for key, metrics in sorted(groups.items()):
+        kind, name = key.split("/", 1)
+        found = metrics.result()
+        kept = "false_positive_area" if kind == "none" else "M_J"
+        result.setdefault(kind, {})[name] = {kept: found[kept], "frames": found["frames"]}
+    return result, ranked
+
+
+def _one_of_two(item: Outcome, t: int) -> bool:
+    areas = [(item.classes[t] == k).sum() for k in item.clip.objects]
+    audible = [bool((item.truth[t] & (item.classes[t] == k)).any()) for k in item.clip.objects]
+    return min(areas) >= VISIBLE_PIXELS and sum(audible) == 1
+
+
+def _iou(a: NDArray[np.bool_], b: NDArray[np.bool_]) -> float:
+    return float((a & b).sum() / max(1, (a | b).sum()))
+
+
+def draw_strips(path: Path, items: list[Outcome], side: int = 112) -> None:
+    """A row for each clip: its frames with the truth outlined in green above, the prediction in orange below."""
+    sheet = Image.new("RGB", (len(FRAME_TIMES) * side, len(items) * 2 * side))
+    for row, item in enumerate(items):
+        for t in range(len(FRAME_TIMES)):
+            for line, (mask, colour) in enumerate(
+                ((item.truth[t], (40, 210, 90)), (item.probability[t] > 0.5, (255, 140, 30)))
+            ):
+                pixels = item.frames[t].astype(np.float32)
+                pixels[mask] = 0.5 * pixels[mask] + 0.5 * np.array(colour, np.float32)
+                tile = Image.fromarray(pixels.astype(np.uint8)).resize((side, side))
+                sheet.paste(tile, (t * side, (2 * row + line) * side))
+    sheet.save(path)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model")
+    parser.add_argument("--data", type=Path, default=Path("runs/avset"))
+    parser.add_argument("--split", choices=["val", "test"], default="val")
+    parser.add_argument("--clips", type=int, default=0, help="only the first so many")
+    parser.add_argument("--mute", action="store_true", help="play silence to the model, for one trained without sound")
+    parser.add_argument("--strips", type=Path, help="PNG with the best, middle and worst clips")
+    options = parser.parse_args()
+    loaded = load_model(options.model)
+    sources = load_sources(options.data)
+    seeds = VAL_SEEDS if options.split == "val" else TEST_SEEDS
+    seeds = seeds[: options.clips] if options.clips else seeds
+    found = outcomes(loaded.model, sources, options.split, seeds, mute=options.mute)
+    result, ranked = score(found, sources.classes)
+    print(json.dumps({"model": options.model, "split": options.split, "clips": len(seeds), **result}, indent=2))
+    if options.strips:
+        ranked.sort(key=lambda pair: -pair[0])
+        middle = len(ranked) // 2
+        draw_strips(options.strips, [item for _, item in ranked[:3] + ranked[middle : middle + 3] + ranked[-3:]])
+
+
+if __name__ == "__main__":
+    main()
