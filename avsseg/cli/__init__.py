@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
 import signal
@@ -13,7 +14,7 @@ from typing import Annotated, NoReturn
 import typer
 
 import avsseg
-from avsseg.cli import data, info, run
+from avsseg.cli import data, evaluate, info, run, train, weights
 from avsseg.errors import AvssegError
 
 # as a shell reports a program that a signal ended: 128 + the signal
@@ -28,8 +29,11 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("run", epilog=run.EXAMPLES)(run.run)
+app.command("train", epilog=train.EXAMPLES)(train.train)
+app.command("evaluate", epilog=evaluate.EXAMPLES)(evaluate.evaluate)
 app.command("info")(info.info)
 app.add_typer(data.app, name="data")
+app.add_typer(weights.app, name="weights")
 
 
 def _print_version(wanted: bool) -> None:
@@ -104,13 +108,18 @@ def _run() -> NoReturn:
 
 def _install_signal_handlers() -> None:
     """The first SIGTERM, SIGHUP or Ctrl-C unwinds, so that nothing half-made stays; a second one ends at once."""
+    unwound: list[int] = []
+    # registered first, so the last to be called: taking PyTorch's modules apart afterwards may take seconds
+    atexit.register(lambda: os._exit(unwound[0]) if unwound else None)
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         signal.signal(signal.SIGINT, lambda *_: os._exit(INTERRUPTED))
+        unwound.append(INTERRUPTED)
         raise KeyboardInterrupt
 
     def terminate(number: int, frame: FrameType | None) -> None:
         signal.signal(number, lambda *_: os._exit(128 + number))
+        unwound.append(128 + number)
         raise SystemExit(128 + number)
 
     # a shell starts background jobs with SIGINT ignored, nohup does so with SIGHUP, and that is to stay so

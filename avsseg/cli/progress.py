@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from types import TracebackType
 
 from rich.console import Console
@@ -13,6 +14,19 @@ from avsseg.pipeline.batch import InputResult
 from avsseg.pipeline.plan import Job
 
 LINE_INTERVAL_S = 5.0
+
+
+def summary(results: Sequence[InputResult]) -> list[str]:
+    """The lines of a table of what became of a batch, then one for each input that failed."""
+    rows = [("result", "inputs", "masks", "seconds", "with warnings")]
+    for status in ("done", "skipped", "failed"):
+        of_status = [result for result in results if result.status == status]
+        masks, seconds = sum(r.masks for r in of_status), sum(r.seconds for r in of_status)
+        warned = sum(bool(r.warnings) for r in of_status)
+        rows.append((status, str(len(of_status)), str(masks), f"{seconds:.1f}", str(warned)))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    table = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
+    return [*table, *(f"failed: {result.error}" for result in results if result.status == "failed")]
 
 
 class BatchProgress:

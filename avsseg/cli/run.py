@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -14,8 +15,19 @@ from typing import Annotated, Literal
 import typer
 
 from avsseg.errors import OutputError, UsageError, printable
+from avsseg.pipeline.journal import Journal, read_journal
 from avsseg.pipeline.options import FORMATS, Interpolation, ModelOptions, OutputOptions, Precision, SegmentOptions
-from avsseg.pipeline.plan import Job, choose_formats, find_inputs, is_finished, plan_outputs
+from avsseg.pipeline.plan import (
+    Job,
+    Shard,
+    choose_formats,
+    find_inputs,
+    parse_shard,
+    plan_outputs,
+    results_folder,
+    to_make,
+)
+from avsseg.pipeline.resume import Recipe, plan_work, recipe
 
 EXAMPLES = """[bold]Examples[/bold]
 
@@ -28,6 +40,10 @@ avsseg run clip.mp4 --out masks.json --rate 4  [dim]COCO JSON, four masks a seco
 avsseg run clip.mp4 --out result --format overlay,masks,coco  [dim]all three in one folder[/dim]
 
 avsseg run -r videos --out results --format coco  [dim]every video under videos/, mirrored under results/[/dim]
+
+avsseg run -r videos --out results --format coco  [dim]again: only what is new or was not finished[/dim]
+
+avsseg run -r videos --out results --shard 2/8  [dim]the second of eight machines that share the folder results/[/dim]
 
 find . -name '*.mp4' -print0 | avsseg run -0 - --out results --json  [dim]a list on stdin, JSON lines on stdout[/dim]
 """
@@ -87,15 +103,36 @@ def run(
         typer.Option(help="Between two masks an overlay holds the nearer one or mixes both.", rich_help_panel=_OUTPUT),
     ] = OutputOptions.interpolate,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Make results again that exist already.", rich_help_panel=_OUTPUT)
+        bool,
+        typer.Option(
+            "--overwrite",
+            help="Make results again that exist already. Without it, those of a batch that were made with the same "
+            "settings, model and input are kept, and if one was made otherwise nothing is done at all.",
+            rich_help_panel=_OUTPUT,
+        ),
     ] = OutputOptions.overwrite,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print what would be made and stop.", rich_help_panel=_OUTPUT)
+        bool,
+        typer.Option(
+            "--dry-run",
+            help="Print what would be made of each input and what is done already.",
+            rich_help_panel=_OUTPUT,
+        ),
     ] = False,
     recursive: Annotated[bool, typer.Option("--recursive", "-r", help="Search the subfolders of folders too.")] = False,
     null: Annotated[
         bool, typer.Option("--null", "-0", help="The paths on stdin end in NUL, as find -print0 writes them.")
     ] = False,
+    shard: Annotated[
+        str | None,
+        typer.Option(
+            "--shard",
+            metavar="I/N",
+            help="Take only the I-th of N parts of the inputs, I from 1 to N: run the same command on N machines. A "
+            "part is chosen by the path below the folder that is named, whatever else is in it.",
+            show_default=False,
+        ),
+    ] = None,
     rate: Annotated[float, typer.Option(help="Masks a second.", rich_help_panel=_SEGMENTATION)] = SegmentOptions.rate,
     size: Annotated[
         int | None,
@@ -191,7 +228,9 @@ def run(
 ) -> None:
     """Mark the sounding pixels of videos: as tinted overlays, PNG masks or COCO JSON.
 
-    Results appear whole or not at all; those that exist are kept unless --overwrite.
+    Results appear whole or not at all. A batch that was interrupted goes on with the same command: OUT/.avsseg notes
+
+    what is finished. An input that fails does not stop the others; exit code 1 says that there was one.
 
     The path of each finished result goes to stdout, all else to stderr.
     """
@@ -213,21 +252,35 @@ def run(
         raise UsageError("-0 is about the list on stdin; name - as an input, or drop it")
     listed = read_list(null=null) if "-" in inputs else iter(())
     found = find_inputs(inputs, recursive=recursive, listed=listed, exclude=out)
-    jobs = plan_outputs(found, out, choose_formats(formats, out, several=found.several))
+    wanted_formats = choose_formats(formats, out, several=found.several)
+    jobs = plan_outputs(found, out, wanted_formats)
+    part = parse_shard(shard) if shard is not None else Shard()
+    jobs = [job for item, job in zip(found.found, jobs, strict=True) if part.holds(item.mirrored)]
+    folder = results_folder(found, out, wanted_formats)
+    made_by = recipe(segment_options, output_options, model_options)
+    jobs = left_to_do(jobs, folder, made_by, overwrite=overwrite)
     if dry_run:
         raise typer.Exit(print_plan(jobs, overwrite=overwrite, as_json=json_lines))
 
-    from avsseg.cli.progress import BatchProgress
+    from avsseg.cli.progress import BatchProgress, summary
     from avsseg.pipeline.batch import exit_code, run_batch
 
     results = []
-    with BatchProgress(len(jobs), quiet=quiet) as progress:
+    with contextlib.ExitStack() as stack:
+        journal = None
+        if folder is not None and any(to_make(job, overwrite=overwrite) for job in jobs):
+            journal = stack.enter_context(Journal(folder, part))
+            jobs = left_to_do(jobs, folder, made_by, overwrite=overwrite)  # another run may just have finished some
+        progress = stack.enter_context(BatchProgress(len(jobs), quiet=quiet))
+        if not jobs:
+            progress.note(f"no input falls into shard {shard}")
         for result in run_batch(
             jobs,
             segment_options=segment_options,
             model_options=model_options,
             output_options=output_options,
             reporter=progress,
+            journal=journal,
         ):
             results.append(result)
             if json_lines:
@@ -235,6 +288,9 @@ def run(
             else:
                 for path in result.outputs:
                     print_line(str(path))
+        if len(jobs) > 1:
+            for line in summary(results):
+                progress.note(line)
         if found.several:
             statuses = Counter(result.status for result in results)
             progress.note(f"{statuses['done']} done, {statuses['skipped']} skipped, {statuses['failed']} failed")
@@ -278,6 +334,14 @@ def print_line(line: str) -> None:
         raise OutputError(f"standard output cannot be written: {error.strerror}") from error
 
 
+def left_to_do(jobs: list[Job], folder: Path | None, made_by: Recipe, *, overwrite: bool) -> list[Job]:
+    """The jobs with what is to be made of each; `folder` is the one with the journal, or None for a single result."""
+    if folder is None:
+        return jobs
+    history = read_journal(folder)  # a broken one is told even where nothing of it is needed
+    return jobs if overwrite else plan_work(jobs, folder, history, made_by)
+
+
 def print_plan(jobs: list[Job], *, overwrite: bool, as_json: bool) -> int:
     """Prints what each job would make; returns the exit code, 1 if an input is missing."""
     code = 0
@@ -290,12 +354,12 @@ def print_plan(jobs: list[Job], *, overwrite: bool, as_json: bool) -> int:
             else:
                 print(f"avsseg: error: {error}", file=sys.stderr)
             continue
-        wanted = [str(path) for name, path in job.outputs.items() if overwrite or not is_finished(name, path)]
+        wanted = [str(job.outputs[name]) for name in to_make(job, overwrite=overwrite)]
         if as_json:
             status = "planned" if wanted else "skipped"
             print_line(json.dumps({"input": str(job.input), "status": status, "outputs": wanted}))
         elif wanted:
             print_line(f"{printable(job.input)} -> {', '.join(printable(path) for path in wanted)}")
         else:
-            print_line(f"{printable(job.input)}: nothing to do")
+            print_line(f"{printable(job.input)}: done already")
     return code

@@ -102,7 +102,7 @@ def read_audio(
 
     The first sample is the one at `start_s` on the container's clock, whenever the track starts: gaps and late starts
     are silence. A file without audio gives no block. Use it in a `with` block. Raises `MediaError` if ffmpeg stands
-    still.
+    still or is killed.
     """
     return AudioReader(info, start_s=start_s, end_s=end_s, block=block, stall_s=stall_s)
 
@@ -161,7 +161,9 @@ class AudioReader(Iterator[NDArray[np.float32]]):
         decoder, aligner = self._processes
         for process in self._processes:
             process.wait()
-        self.failure = aligner.failure() or decoder.failure()  # the end of the second ends the first
+        failed = aligner if aligner.failure() else decoder  # the end of the second ends the first
+        self.failure = failed.failure()
+        killed = failed.killed()
         lines, self.error_lines = decoder.messages()
         self.last_error = lines[-1] if lines else ""
         self.close()
@@ -171,6 +173,10 @@ class AudioReader(Iterator[NDArray[np.float32]]):
                 f"decoding the sound stood still for {self._stall_s:g} s after {self.samples / SAMPLE_RATE_HZ:.1f} s",
                 "The file may be damaged.",
             )
+        if killed:
+            heard = f"{self.samples / SAMPLE_RATE_HZ:.1f} s"
+            reason = f"ffmpeg {self.failure} while it decoded the sound, after {heard}"
+            raise MediaError(self._info.path, reason, killed)
 
     def kill(self) -> None:
         """End ffmpeg now, from any thread; a blocked `next` returns."""

@@ -50,6 +50,14 @@ CONTAINERS = (
 _STAND_INS = {0xDC80 + i: 0x10FF00 + i for i in range(0x80)}
 _ORIGINALS = {stand_in: original for original, stand_in in _STAND_INS.items()}
 
+# ffmpeg catches SIGTERM and SIGINT, and then ends in order with this code and without a word
+STOPPED_CODE = 255
+STOPPED_HINT = "Nothing is wrong with the file; run the same command again, with more free memory if that ran out."
+CRASHED_HINT = "Set AVSSEG_FFMPEG to another ffmpeg, which may read it."
+_CRASHES = frozenset(
+    getattr(signal, name, None) for name in ("SIGSEGV", "SIGABRT", "SIGBUS", "SIGFPE", "SIGILL", "SIGTRAP", "SIGSYS")
+)
+
 INSTALL_HINT = "Install ffmpeg 5.1 or newer, or `pip install imageio-ffmpeg`, or set AVSSEG_FFMPEG to the program."
 
 
@@ -256,7 +264,19 @@ class FfmpegProcess:
         assert code is not None, "the child still runs"
         if code == 0 or self._killed or self.stalled:
             return ""
-        return f"was killed by signal {-code}" if code < 0 else f"failed with exit code {code}"
+        if code < 0:
+            return f"was killed by signal {-code}"
+        return "was stopped from outside" if self._stopped() else f"failed with exit code {code}"
+
+    def killed(self) -> str:
+        """The remedy if a signal that was not ours ended the child, whose output is then cut anywhere; otherwise ""."""
+        code = self._popen.returncode
+        if not self.failure() or not (code < 0 or self._stopped()):
+            return ""
+        return CRASHED_HINT if code < 0 and -code in _CRASHES else STOPPED_HINT
+
+    def _stopped(self) -> bool:
+        return self._popen.returncode == STOPPED_CODE and os.name != "nt" and self.messages(limit=1)[1] == 0
 
     def messages(self, limit: int = 4096) -> tuple[list[str], int]:
         """What the ended child wrote to stderr: the lines in its last `limit` bytes, and the number of all lines."""

@@ -70,7 +70,8 @@ def sample_frames(
     Where the picture starts late its first frame stands in, and a last interval whose middle lies after the end of the
     picture shows the last frame, so a picture of d seconds gives ``max(1, ceil(d * rate))`` frames.
 
-    Raises `UsageError` for a senseless rate or range, `MediaError` if nothing can be decoded or ffmpeg stands still.
+    Raises `UsageError` for a senseless rate or range, `MediaError` if nothing can be decoded, or ffmpeg stands still or
+    is killed.
     """
     check_range(info, rate=rate, start_s=start_s, end_s=end_s)
     return FrameSampler(info, rate=rate, size=size, start_s=start_s, end_s=end_s, stall_s=stall_s)
@@ -142,6 +143,7 @@ class FrameSampler(Iterator[NDArray[np.uint8]]):
             self._process.kill()
         self._process.wait()
         self.failure = self._process.failure()
+        killed = self._process.killed()
         stalled = self._process.stalled
         lines, self.error_lines = self._process.messages()
         self.last_error = lines[-1] if lines else ""
@@ -149,6 +151,9 @@ class FrameSampler(Iterator[NDArray[np.uint8]]):
         if stalled:
             reason = f"decoding stood still for {self._stall_s:g} s after frame {self.count}"
             raise MediaError(self._info.path, reason, "The file may be damaged.")
+        if killed:
+            reason = f"ffmpeg {self.failure} while it decoded the picture, after frame {self.count}"
+            raise MediaError(self._info.path, reason, killed)
         if self.count == 0:
             crash = f"ffmpeg {self.failure}" if self.failure else ""
             reason = self.last_error or crash or "it ends before the start asked for"

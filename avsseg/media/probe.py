@@ -11,7 +11,7 @@ from pathlib import Path
 import ffmpeg
 
 from avsseg.errors import MediaError, printable
-from avsseg.media.ffmpeg import STALL_S, command, filters, media_input, run_ffmpeg
+from avsseg.media.ffmpeg import STALL_S, STOPPED_HINT, command, filters, media_input, run_ffmpeg
 
 HDR_TRANSFERS = frozenset({"smpte2084", "arib-std-b67"})  # PQ and HLG
 
@@ -67,13 +67,17 @@ def probe(path: Path | str, *, stall_s: float = STALL_S) -> VideoInfo:
         loglevel="info",
     )
     try:
-        decoded, log, _ = run_ffmpeg(arguments, stall_s=stall_s)
+        decoded, log, code = run_ffmpeg(arguments, stall_s=stall_s)
     except TimeoutError as error:
         raise MediaError(path, f"no picture could be decoded within {stall_s:g} s", _look(path)) from error
     described = _input_lines(log)
     size = re.search(r"^#dimensions 0: (\d+)x(\d+)", decoded, flags=re.MULTILINE)
     has_frame = re.search(r"^0,", decoded, flags=re.MULTILINE) is not None
     if size is None or not has_frame:
+        stopped = next((line for line in log if "received signal" in line), "")
+        if code < 0 or stopped:
+            number = -code if code < 0 else int(re.sub(r"\D", "", stopped) or 15)
+            raise MediaError(path, f"ffmpeg was killed by signal {number} while it opened the file", STOPPED_HINT)
         raise _failure(path, start, described, log)
     aspect = re.search(r"^#sar 0: (\d+)/(\d+)", decoded, flags=re.MULTILINE)
     video = next(iter(_tracks(described, "Video")), "")

@@ -192,12 +192,15 @@ class OverlayRenderer:
         with contextlib.suppress(OSError):  # nothing is buffered; Windows reports the broken pipe here
             self._process.close_stdin()
         code = self._process.wait()
+        killed = self._process.killed()
         lines, _ = self._process.messages()
         reason = _reason(lines, code).replace(printable(self._path), self._name)
         if self._process.stalled:
             raise OutputError(
                 f"{self._name}: rendering made no progress for {self._stall_s:g} s. The input may be damaged."
             )
+        if killed:
+            raise OutputError(f"{self._name}: ffmpeg {self._process.failure()} while it wrote the overlay. {killed}")
         if code != 0 or any(line.startswith("Error writing trailer") for line in lines):
             raise OutputError(f"{self._name}: ffmpeg could not write the overlay: {reason}.{_next_step(reason)}")
         if _file_state(self._path) is None:
@@ -333,7 +336,7 @@ def _audio(info: VideoInfo, source: Any, container: str) -> tuple[list[Any], dic
             warnings.append(f"a .{container} file cannot hold its {codec} audio; it is re-encoded as {written}")
     if len(tracks) < len(info.audio_codecs):
         warnings.append("an audio track of unknown codec is left out of the overlay")
-    return tracks, options, warnings
+    return tracks, options, list(dict.fromkeys(warnings))
 
 
 def _file_state(path: Path) -> tuple[int, int] | None:

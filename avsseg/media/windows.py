@@ -62,8 +62,8 @@ def clip_windows(
     Every frame is in at least one window; only the last window may be shorter. A thread fills one window while
     `WINDOWS_AHEAD` wait, and nothing held grows with the length of the video. Use it in a `with` block.
 
-    Raises `UsageError` for a senseless rate, range or overlap, `MediaError` if nothing can be decoded or ffmpeg stands
-    still.
+    Raises `UsageError` for a senseless rate, range or overlap, `MediaError` if nothing can be decoded, or ffmpeg stands
+    still or is killed.
     """
     if window < 1 or not 0 <= overlap < window:
         raise UsageError(f"overlap {overlap} must be at least 0 and less than the window of {window} frames.")

@@ -7,16 +7,20 @@ import logging
 import os
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from avsseg.errors import AvssegError, EnvironmentFault, MediaError, OutputError, printable
 from avsseg.media.probe import probe
 from avsseg.pipeline.options import Format, ModelOptions, OutputOptions, SegmentOptions
-from avsseg.pipeline.plan import Job, is_finished
+from avsseg.pipeline.plan import Job, to_make
+from avsseg.pipeline.resume import Recipe, origin_of, settings_of
+from avsseg.writers.base import remove_leftovers
 
 if TYPE_CHECKING:
+    from avsseg.media.probe import VideoInfo
+    from avsseg.pipeline.journal import Journal, Origin
     from avsseg.pipeline.segment import MaskTrack
     from avsseg.weights import LoadedModel
     from avsseg.writers.base import TrackSettings, Writer
@@ -88,6 +92,17 @@ class ModelSlot:
         return self._loaded
 
 
+@dataclass(frozen=True)
+class Setup:
+    """What the jobs of a batch share; see `run_batch`."""
+
+    segment: SegmentOptions
+    output: OutputOptions
+    slot: ModelSlot
+    reporter: Reporter
+    journal: Journal | None
+
+
 def run_batch(
     jobs: Sequence[Job],
     *,
@@ -95,18 +110,22 @@ def run_batch(
     model_options: ModelOptions,
     output_options: OutputOptions,
     reporter: Reporter,
+    journal: Journal | None = None,
 ) -> Iterator[InputResult]:
     """Segments the jobs in order and yields what became of each.
+
+    Args:
+        journal: where the beginning and the end of the work on each input are noted; the outputs lie below its folder.
 
     Raises:
         EnvironmentFault, UsageError: the machine or the settings fail every input alike; the batch ends.
     """
-    slot = ModelSlot(model_options)
+    setup = Setup(segment_options, output_options, ModelSlot(model_options), reporter, journal)
     for position, job in enumerate(jobs, start=1):
         reporter.started(position, job)
         started = time.monotonic()
         try:
-            result = run_job(job, slot, segment_options, output_options, reporter, started)
+            result = run_job(job, setup, started)
         except EnvironmentFault:
             raise
         except AvssegError as error:
@@ -123,50 +142,83 @@ def run_batch(
         yield result
 
 
-def run_job(
-    job: Job,
-    slot: ModelSlot,
-    segment_options: SegmentOptions,
-    output_options: OutputOptions,
-    reporter: Reporter,
-    started: float,
-) -> InputResult:
+def run_job(job: Job, setup: Setup, started: float) -> InputResult:
     """Makes the results of one video that are missing, or all of them with `overwrite`.
 
+    When memory runs out it starts again with half the window, down to one mask at a time.
+
     Raises:
-        MediaError: the video cannot be read, or is damaged and `strict` is set.
-        OutputError: a result cannot be written.
+        MediaError: the video cannot be read, is damaged and `strict` is set, or takes more memory than there is.
+        OutputError: a result, or the journal, cannot be written.
         EnvironmentFault: no ffmpeg, weights or device.
     """
-    wanted = [name for name, path in job.outputs.items() if output_options.overwrite or not is_finished(name, path)]
+    wanted = to_make(job, overwrite=setup.output.overwrite)
     if not wanted:
+        if job.make is None:
+            for path in job.outputs.values():
+                with contextlib.suppress(OSError):
+                    remove_leftovers(path)  # of a run that was killed just after it had finished
         return InputResult(job.input, "skipped", tuple(job.outputs.values()))
     if os.path.isdir(job.input) and not os.access(job.input, os.R_OK | os.X_OK):
         raise MediaError(job.input, "this folder cannot be read", "Check its permissions.")
     info = probe(job.input)
-    loaded = slot.load()
+    loaded = setup.slot.load()
+    from avsseg.pipeline.segment import is_out_of_memory
+
+    options = setup.segment
+    finished: list[Path] = []
+    with noted(job, wanted, loaded, setup, finished):
+        while True:
+            try:
+                result = make_results(job, wanted, info, loaded, options, setup, finished)
+                break
+            except (MemoryError, RuntimeError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                logger.debug("%s: out of memory with a window of %d", job.input, options.window, exc_info=True)
+            if options.window == 1:
+                hint = "Close other programs or give a smaller --size."
+                raise MediaError(job.input, "memory ran out, even with one mask at a time", hint)
+            finished.clear()
+            smaller = options.window // 2
+            options = replace(options, window=smaller, overlap=min(options.overlap, smaller - 1))
+        if options is not setup.segment:
+            spared = f"memory ran out with a window of {setup.segment.window} masks; made with {options.window}"
+            result = replace(result, warnings=(*result.warnings, spared))
+    return replace(result, seconds=time.monotonic() - started)
+
+
+def make_results(
+    job: Job,
+    wanted: Sequence[Format],
+    info: VideoInfo,
+    loaded: LoadedModel,
+    options: SegmentOptions,
+    setup: Setup,
+    finished: list[Path],
+) -> InputResult:
+    """One pass over the video; adds each output to `finished` once it stands under its name."""
     from avsseg.pipeline.segment import segment
 
     masks = 0
     with (
-        segment(info, model=loaded, options=segment_options) as track,
-        opened_writers(job, wanted, output_options) as writers,
+        segment(info, model=loaded, options=options) as track,
+        opened_writers(job, wanted, setup.output) as writers,
     ):
-        settings = track_settings(track, segment_options, output_options)
+        settings = track_settings(track, options, setup.output)
         for writer in writers:
             writer.open(info, settings)
         for mask in track:
             for writer in writers:
                 writer.write(mask)
             masks += 1
-            reporter.advanced(masks, track.total, segment_options.rate)
+            setup.reporter.advanced(masks, track.total, options.rate)
         if masks == 0:
             raise MediaError(job.input, "no frame could be decoded in the part asked for", "Check --start and --end.")
-        if track.damage and output_options.strict:
+        if track.damage and setup.output.strict:
             raise MediaError(
                 job.input, "; ".join(track.damage), "Without --strict the masks of what could be read are written."
             )
-        finished: list[Path] = []
         error = ""
         try:
             for writer in writers:
@@ -179,10 +231,44 @@ def run_job(
         tuple(finished if error else job.outputs.values()),
         info.duration_s,
         masks,
-        time.monotonic() - started,
-        (*track.warnings, *(warning for writer in writers for warning in writer.warnings)),
-        error,
+        warnings=(*track.warnings, *(warning for writer in writers for warning in writer.warnings)),
+        error=error,
     )
+
+
+@contextlib.contextmanager
+def noted(
+    job: Job, wanted: Sequence[Format], loaded: LoadedModel, setup: Setup, finished: list[Path]
+) -> Iterator[None]:
+    """Notes in the journal that the work begins, and what of it is `finished` when the body ends.
+
+    Of an interrupted body nothing more is noted: the interrupt may have come between a result and its place in
+    `finished`, and a result that is only known to be begun is made again.
+    """
+    journal = setup.journal
+    if journal is None:
+        yield
+        return
+    try:
+        origin = origin_of(job.input, Recipe(settings_of(setup.segment, setup.output), loaded.name, loaded.sha256))
+    except OSError as error:
+        raise MediaError(job.input, f"cannot be read any more ({error.strerror})", "Check the path.") from error
+    outputs = [job.outputs[name] for name in wanted]
+    journal.append("started", origin, outputs)
+    try:
+        yield
+    except Exception:
+        with contextlib.suppress(OutputError):
+            _note_end(journal, origin, outputs, finished)
+        raise
+    _note_end(journal, origin, outputs, finished)
+
+
+def _note_end(journal: Journal, origin: Origin, outputs: Sequence[Path], finished: Sequence[Path]) -> None:
+    if finished:
+        journal.append("done", origin, finished)
+    if dropped := [path for path in outputs if path not in finished]:
+        journal.append("dropped", origin, dropped)
 
 
 @contextlib.contextmanager

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import fnmatch
 import glob
+import hashlib
 import os
-from collections.abc import Iterable, Mapping, Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 
@@ -42,10 +46,29 @@ class Inputs:
 
 @dataclass(frozen=True)
 class Job:
-    """One video and the results wanted from it."""
+    """One video and the results wanted from it.
+
+    Attributes:
+        outputs: where each format goes.
+        make: the formats that are still to be made; None leaves it to whether they exist.
+    """
 
     input: Path
     outputs: Mapping[Format, Path]
+    make: tuple[Format, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One of `count` parts of a batch, counted from 1, for as many machines."""
+
+    index: int = 1
+    count: int = 1
+
+    def holds(self, mirrored: PurePath) -> bool:
+        """Whether an input of that path, relative to the folder that was given, belongs to it; exactly one does."""
+        digest = hashlib.sha256(os.fsencode(mirrored.as_posix())).digest()
+        return int.from_bytes(digest[:8], "big") % self.count == self.index - 1
 
 
 def find_inputs(
@@ -59,7 +82,8 @@ def find_inputs(
         listed: paths that stand for "-".
         exclude: a folder that is not searched: the output folder, which may lie inside an input folder.
 
-    A file that does not exist and a folder that has no videos or cannot be read are kept: they fail by themselves. A
+    A file that does not exist, a pattern without a match and a folder that has no videos or cannot be read are kept:
+    they fail by themselves. Links to files are followed, links to folders are not unless they are named. A
     mirrored path is relative to the folder or to the fixed part of the pattern; a listed relative path is mirrored as
     it is; of other files the name remains.
 
@@ -68,6 +92,7 @@ def find_inputs(
     """
     found: dict[Path, FoundInput] = {}
     empty: list[Path] = []
+    unmatched: list[Path] = []
     several = len(arguments) > 1
 
     def add(path: Path, mirrored: PurePath) -> None:
@@ -94,8 +119,10 @@ def find_inputs(
         elif not os.path.lexists(argument) and glob.has_magic(argument):
             several = True
             base = _fixed_part(argument)
-            for match in sorted(glob.glob(argument, recursive=True)):
-                path = Path(match)
+            matches = sorted(set(_matches(base, Path(argument).parts[len(base.parts) :])))
+            if not matches:
+                unmatched.append(Path(argument))
+            for path in matches:
                 if os.path.isdir(path):
                     add_folder(path, path.relative_to(base))
                 else:
@@ -109,8 +136,8 @@ def find_inputs(
         folders = any(os.path.isdir(argument) for argument in arguments)
         hint = "; -r searches subfolders too" if folders and not recursive else ""
         raise UsageError(f"no videos found in {named}{hint}")
-    for folder in empty:
-        add(folder, PurePath(folder.name))
+    for path in (*empty, *unmatched):
+        add(path, PurePath(path.name))
     return Inputs(tuple(found.values()), several)
 
 
@@ -142,6 +169,25 @@ def format_of_suffix(path: Path) -> Format | None:
     return "overlay" if suffix in OVERLAY_SUFFIXES else "coco" if suffix == COCO_SUFFIX else None
 
 
+def parse_shard(text: str) -> Shard:
+    """The shard that "2/8" means.
+
+    Raises:
+        UsageError: it means none.
+    """
+    found = re.fullmatch(r"(\d{1,6})/(\d{1,6})", text)
+    if not found or not 1 <= int(found[1]) <= int(found[2]):
+        raise UsageError(
+            f"--shard {printable(text)}: write I/N with I from 1 to N, such as 1/4 to 4/4 on four machines"
+        )
+    return Shard(int(found[1]), int(found[2]))
+
+
+def results_folder(inputs: Inputs, out: Path, formats: Sequence[Format]) -> Path | None:
+    """`out` if it is a folder that results are put into; None if it is the one result itself."""
+    return None if not inputs.several and tuple(formats) == (format_of_suffix(out) or "masks",) else out
+
+
 def plan_outputs(inputs: Inputs, out: Path, formats: Sequence[Format]) -> list[Job]:
     """One job for each input.
 
@@ -152,8 +198,7 @@ def plan_outputs(inputs: Inputs, out: Path, formats: Sequence[Format]) -> list[J
     Raises:
         UsageError: two results share a path, a result would replace an input, or something foreign is in the way.
     """
-    formats = tuple(formats)
-    if not inputs.several and formats == (format_of_suffix(out) or "masks",):
+    if results_folder(inputs, out, formats) is None:
         if not out.name:
             raise UsageError(f"--out {printable(out)}: name the file or the folder to make")
         jobs = [Job(inputs.found[0].path, {formats[0]: out})]
@@ -163,6 +208,15 @@ def plan_outputs(inputs: Inputs, out: Path, formats: Sequence[Format]) -> list[J
             raise UsageError(f"--out {printable(out)}: is a file; several results need a folder")
     _refuse_collisions(jobs)
     return jobs
+
+
+def to_make(job: Job, *, overwrite: bool) -> list[Format]:
+    """The formats of a job that are to be made."""
+    if overwrite:
+        return list(job.outputs)
+    if job.make is not None:
+        return list(job.make)
+    return [name for name, path in job.outputs.items() if not is_finished(name, path)]
 
 
 def is_finished(output_format: Format, path: Path) -> bool:
@@ -232,6 +286,27 @@ def _videos_in(folder: Path, *, recursive: bool, exclude: Path | None) -> tuple[
 def _real(path: Path) -> Path:
     """The path without links; one that leads into a loop of links is kept, where `Path.resolve` would raise."""
     return Path(os.path.realpath(path))
+
+
+def _matches(folder: Path, parts: Sequence[str]) -> Iterator[Path]:
+    """What a pattern means below a folder; not by `glob`, whose ``**`` follows links, also those that go in circles."""
+    if not parts:
+        if os.path.lexists(folder):
+            yield folder
+    elif parts[0] == "**":
+        for root, folders, files in os.walk(folder):
+            folders[:] = [name for name in folders if not name.startswith(".")]
+            if len(parts) > 1:
+                yield from _matches(Path(root), parts[1:])
+            else:
+                yield from (Path(root, name) for name in files if not name.startswith("."))
+    elif not glob.has_magic(parts[0]):
+        yield from _matches(folder / parts[0], parts[1:])
+    elif os.path.isdir(folder):
+        with contextlib.suppress(OSError), os.scandir(folder) as entries:
+            for entry in list(entries):
+                if fnmatch.fnmatch(entry.name, parts[0]) and (parts[0][0] == "." or entry.name[0] != "."):
+                    yield from _matches(Path(entry.path), parts[1:])
 
 
 def _fixed_part(pattern: str) -> Path:

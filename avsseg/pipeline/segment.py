@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from avsseg.weights import LoadedModel
 
 AUTOCAST_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+_MEMORY_WORDS = ("out of memory", "allocate memory", "not enough memory", "bad_alloc")
 
 
 @dataclass(frozen=True)
@@ -198,6 +199,18 @@ def resolve_precision(precision: Precision, device: torch.device) -> Precision:
     if device.type != "cuda":
         return "fp32"
     return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out; frees what PyTorch holds in reserve on a GPU then."""
+    # on a CPU, PyTorch raises a plain RuntimeError for it
+    if not isinstance(error, (MemoryError, torch.OutOfMemoryError)) and not (
+        isinstance(error, RuntimeError) and any(words in str(error) for words in _MEMORY_WORDS)
+    ):
+        return False
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    return True
 
 
 @torch.inference_mode()

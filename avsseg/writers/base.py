@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import json
 import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Protocol
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
 PARTIAL_SUFFIX = ".partial"
+LONGEST_NAME = 255  # bytes, on all common file systems
 MASK_FOLDER_MARK = "masks.json"  # the file by which a folder of masks written earlier is known
 
 
@@ -104,7 +106,8 @@ class PartialOutput:
 
     It is built at `path`, inside a hidden folder ``.NAME.RANDOM.partial`` that no other run shares. That folder holds a
     lock for as long as its run lives, so a later run on the same target can tell what a killed one left, and removes
-    it. Nothing else is ever removed. Creating it makes the parent folders, and for a folder the folder itself.
+    it. Nothing else is ever removed. Creating it makes the parent folders, which go again if nothing is committed to
+    them, and for a folder the folder itself.
 
     Raises:
         OutputError: the folder cannot be created, or something that is not such a result stands at the target.
@@ -115,16 +118,28 @@ class PartialOutput:
         with output_errors(target):
             if folder and target.is_symlink():
                 self.target = target = Path(os.path.realpath(target))  # the folder it leads to is meant, not the link
-            target.parent.mkdir(parents=True, exist_ok=True)
-            remove_leftovers(target)
-            obstacle = blocking(target, folder=folder)
-            if obstacle:
-                raise OutputError(obstacle)
-            self._folder = Path(tempfile.mkdtemp(PARTIAL_SUFFIX, f".{target.name}.", target.parent))
+            if len(os.fsencode(target.name)) > LONGEST_NAME:
+                raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
+            try:
+                self._folder = self._begin(folder)
+            except FileNotFoundError:  # another run, which failed, has just removed the empty folder that it had made
+                self._folder = self._begin(folder)
             self._lock = hold_lock(self._folder)
             self.path = self._folder / "new"
             if folder:
                 self.path.mkdir()
+
+    def _begin(self, folder: bool) -> Path:
+        self._made = make_folders(self.target.parent)
+        try:
+            remove_leftovers(self.target)
+            obstacle = blocking(self.target, folder=folder)
+            if obstacle:
+                raise OutputError(obstacle)
+            return Path(tempfile.mkdtemp(PARTIAL_SUFFIX, partial_prefix(self.target), self.target.parent))
+        except BaseException:
+            remove_empty(self._made)
+            raise
 
     def commit(self) -> None:
         """Moves the complete result to its target, replacing an older one, and makes that last on disk."""
@@ -148,6 +163,8 @@ class PartialOutput:
                 self._lock.close()  # Windows does not remove open files
             if self._folder.exists():
                 shutil.rmtree(self._folder)
+            if not os.path.lexists(self.target):
+                remove_empty(self._made)
             self._lock.close()  # not earlier: without its lock the folder would be a leftover to other runs
 
 
@@ -166,6 +183,28 @@ def written_whole(target: Path) -> Iterator[Path]:
         output.discard()
 
 
+def make_folders(folder: Path) -> list[Path]:
+    """Makes a folder and its parents; returns those that did not exist, the deepest first."""
+    made = [path for path in (folder, *folder.parents) if not os.path.lexists(path)]
+    folder.mkdir(parents=True, exist_ok=True)
+    return made
+
+
+def remove_empty(folders: Iterable[Path]) -> None:
+    """Removes folders, the deepest first, up to the first that holds something."""
+    with contextlib.suppress(OSError):
+        for folder in folders:
+            folder.rmdir()
+
+
+def partial_prefix(target: Path) -> str:
+    """How the names of the hidden folders beside `target` begin; a long name is cut, and told apart by its hash."""
+    if len(os.fsencode(target.name)) <= LONGEST_NAME - len("..12345678") - len(PARTIAL_SUFFIX):
+        return f".{target.name}."
+    encoded = os.fsencode(target.name)
+    return f".{encoded[:200].decode('utf-8', 'ignore')}.{hashlib.sha256(encoded).hexdigest()[:16]}."
+
+
 def hold_lock(folder: Path) -> IO[bytes]:
     """Opens ``folder/lock``, locked until it is closed or this process ends."""
     created = folder / "lock.new"
@@ -179,7 +218,7 @@ def hold_lock(folder: Path) -> IO[bytes]:
 
 def remove_leftovers(target: Path) -> None:
     """Removes what killed runs left beside `target`; an older result that one of them had moved away comes back."""
-    pattern = re.compile(re.escape(f".{target.name}.") + r"[a-z0-9_]{8}" + re.escape(PARTIAL_SUFFIX))
+    pattern = re.compile(re.escape(partial_prefix(target)) + r"[a-z0-9_]{8}" + re.escape(PARTIAL_SUFFIX))
     for folder in [path for path in target.parent.iterdir() if pattern.fullmatch(path.name)]:
         with contextlib.suppress(FileNotFoundError):  # its run, or another that cleans up, was faster
             if fcntl is None or folder.is_symlink() or not os.path.isfile(folder / "lock"):

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from avsseg.cli import progress as progress_module
-from avsseg.cli.progress import BatchProgress
+from avsseg.cli.progress import BatchProgress, summary
 from avsseg.pipeline.batch import InputResult
 from avsseg.pipeline.plan import Job
 
@@ -70,3 +70,15 @@ def test_an_interruption_says_what_stays(capsys: pytest.CaptureFixture[str]) -> 
     with pytest.raises(KeyboardInterrupt), BatchProgress(1, quiet=False):
         raise KeyboardInterrupt
     assert "interrupted; finished results are kept" in capsys.readouterr().err
+
+
+def test_the_summary_counts_and_names_what_failed() -> None:
+    done = InputResult(JOB.input, "done", (Path("o.json"),), 60.0, 120, 3.21, ("no audio track",))
+    failed = InputResult(JOB.input, "failed", seconds=0.5, error="videos/clip.mp4: is broken.")
+    assert summary([done, done, failed]) == [
+        " result  inputs  masks  seconds  with warnings",
+        "   done       2    240      6.4              2",
+        "skipped       0      0      0.0              0",
+        " failed       1      0      0.5              0",
+        "failed: videos/clip.mp4: is broken.",
+    ]

@@ -125,17 +125,19 @@ def test_a_file_that_is_no_video_gets_one_line_that_names_it(
 def test_a_dry_run_prints_the_plan_and_makes_nothing(
     avsseg_main: Callable[..., CompletedProcess[str]], clip: Path, silent_clip: Path, tmp_path: Path
 ) -> None:
-    (tmp_path / "clip.json").touch()
-    arguments = ("run", clip, silent_clip, "--out", tmp_path, "--format", "coco", "--dry-run")
+    arguments = ("run", clip, silent_clip, "--out", tmp_path, "--format", "coco", *SMALL)
+    assert avsseg_main(*arguments).returncode == 0
+    (tmp_path / "silent.json").unlink()
+    arguments = (*arguments, "--dry-run")
     outcome = avsseg_main(*arguments)
     assert outcome.returncode == 0
     assert outcome.stdout.splitlines() == [
-        f"{clip}: nothing to do",
+        f"{clip}: done already",
         f"{silent_clip} -> {tmp_path / 'silent.json'}",
     ]
     as_json = avsseg_main(*arguments, "--json").stdout.splitlines()
     assert [json.loads(line)["status"] for line in as_json] == ["skipped", "planned"]
-    assert [path.name for path in tmp_path.iterdir()] == ["clip.json"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".avsseg", "clip.json"]
 
 
 @pytest.mark.parametrize(("flag", "separator"), [([], "\n"), (["-0"], "\0")])

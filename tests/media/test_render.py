@@ -5,6 +5,7 @@ import gc
 import hashlib
 import os
 import re
+import signal
 import subprocess
 import time
 from collections.abc import Callable, Sequence
@@ -310,6 +311,28 @@ def test_audio_that_a_container_cannot_hold_is_encoded_with_a_notice(
     assert probe(path).audio_codecs == written
     assert len(renderer.warnings) == 1
     assert renderer.warnings[0].startswith(notice)
+
+
+def test_tracks_of_one_codec_are_told_of_once(two_tracks, tmp_path):
+    info = probe(two_tracks("flac", "flac"))
+    with OverlayRenderer(info, tmp_path / "overlay.mp4", **RED, rate=1.0) as renderer:
+        renderer.write(strip(0.0))
+    assert renderer.warnings == ("a .mp4 file cannot hold its flac audio; it is re-encoded as AAC",)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="there is no SIGKILL")
+@pytest.mark.parametrize(
+    ("number", "how"), [(signal.SIGKILL, "was killed by signal 9"), (signal.SIGTERM, "was stopped from outside")]
+)
+def test_an_ffmpeg_killed_from_outside_is_an_error_with_a_remedy(number, how, barcode_video, tmp_path):
+    renderer = OverlayRenderer(probe(barcode_video("long").path), tmp_path / "overlay.mp4", **RED, rate=1.0)
+    renderer.write(strip(1.0))
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "overlay.mp4").exists() and time.monotonic() < deadline:
+        time.sleep(0.02)  # it takes care of SIGTERM only once it has begun
+    os.kill(renderer._process.pid, number)
+    with pytest.raises(OutputError, match=rf"overlay\.mp4: ffmpeg {how} while it wrote the overlay\. .* run the same"):
+        renderer.close()
 
 
 def test_surround_sound_becomes_opus(each_ffmpeg, encode_barcodes, tmp_path):

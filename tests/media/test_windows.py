@@ -114,24 +114,21 @@ def test_a_truncated_file_gives_what_is_there_and_says_what_is_missing(
 
 
 @pytest.mark.skipif(os.name == "nt", reason="there is no SIGKILL")
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGSEGV])
 @pytest.mark.parametrize("stream", ["picture", "sound", "aligned sound"])
-def test_an_ffmpeg_killed_on_the_way_is_damage(stream, each_ffmpeg, barcode_video):
+def test_an_ffmpeg_killed_on_the_way_is_an_error(number, stream, each_ffmpeg, barcode_video):
     # At 25 masks a second more than the pipes hold is still to come after the first window.
     with clip_windows(probe(barcode_video("long").path), size=224, rate=25, window=5) as windows:
         next(windows)
         decoder = windows._decoder
         processes = dict(zip(["sound", "aligned sound"], decoder._sound._processes, strict=True))
-        os.kill({"picture": decoder._frames._process, **processes}[stream].pid, signal.SIGKILL)
-        list(windows)
-    assert windows.damaged
-    if stream == "picture":
-        assert 5 <= windows.count < 300
-        expected = f"ffmpeg was killed by signal 9 after {windows.count} masks; the rest is missing"
-    else:
-        assert windows.count == 625
-        seconds = decoder._sound.samples / 16000
-        expected = f"ffmpeg was killed by signal 9 after {seconds:.1f} s of sound; the rest counts as silent"
-    assert windows.warnings[0] == expected
+        os.kill({"picture": decoder._frames._process, **processes}[stream].pid, number)
+        how = "was stopped from outside" if number == signal.SIGTERM else f"was killed by signal {int(number)}"
+        what = f"ffmpeg {how} while it decoded the {stream.split()[-1]}, after"
+        with pytest.raises(MediaError, match=what) as caught:
+            list(windows)
+    hint = "AVSSEG_FFMPEG" if number == signal.SIGSEGV else "run the same command again"
+    assert hint in str(caught.value)
 
 
 def announce(path: Path, duration_s: float) -> Path:
@@ -223,7 +220,7 @@ def test_a_damaged_file_never_hangs_and_is_reported(name, each_ffmpeg, barcode_v
         count = sum(len(window.frames) for window in windows)
     assert 1 <= count <= math.ceil(video.end_s) + 1
     assert windows.damaged
-    assert any(text.startswith("damaged") for text in windows.warnings)
+    assert any("damaged" in text for text in windows.warnings)
 
 
 def test_a_track_that_cannot_be_decoded_is_silence_with_a_warning(each_ffmpeg, encode_barcodes, tmp_path):

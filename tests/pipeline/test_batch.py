@@ -2,18 +2,22 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from pycocotools.coco import COCO
 
 from avsseg.errors import EnvironmentFault, OutputError, WeightsError
 from avsseg.pipeline import batch
 from avsseg.pipeline.batch import InputResult, exit_code, run_batch
+from avsseg.pipeline.journal import Journal, read_journal
 from avsseg.pipeline.options import ModelOptions, OutputOptions, SegmentOptions
-from avsseg.pipeline.plan import Job
+from avsseg.pipeline.plan import Job, Shard
+from avsseg.weights import LoadedModel
 from avsseg.writers.coco import CocoWriter
 
 # pycocotools 2.0.11 predates the copy keyword of numpy 2
@@ -47,6 +51,7 @@ def run(
     options: SegmentOptions | None = None,
     model: ModelOptions = UNTRAINED,
     reporter: Recorder | None = None,
+    journal: Journal | None = None,
 ) -> list[InputResult]:
     return list(
         run_batch(
@@ -55,6 +60,7 @@ def run(
             model_options=model,
             output_options=output or OutputOptions(),
             reporter=reporter or Recorder(),
+            journal=journal,
         )
     )
 
@@ -207,3 +213,122 @@ def test_a_result_as_json_has_the_documented_keys() -> None:
         "warnings": [],
         "error": "a.mp4: no such file.",
     }
+
+
+class NarrowMemory(torch.nn.Module):
+    """A model that runs out of memory on windows of more than `most` masks."""
+
+    def __init__(self, model: torch.nn.Module, most: int, error: Exception) -> None:
+        super().__init__()
+        self.model, self.most, self.error = model, most, error
+        self.tried: list[int] = []
+
+    def forward(self, frames: torch.Tensor, log_mel: torch.Tensor) -> torch.Tensor:
+        self.tried.append(frames.shape[1])
+        if frames.shape[1] > self.most:
+            raise self.error
+        return self.model(frames, log_mel)
+
+
+CPU_IS_FULL = RuntimeError(
+    "[enforce fail at alloc_cpu.cpp:121] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 "
+    "bytes. Error code 12 (Cannot allocate memory)"
+)
+
+
+@pytest.fixture
+def narrow(untrained: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> NarrowMemory:
+    model = NarrowMemory(untrained.model, 3, CPU_IS_FULL)
+    loaded = replace(untrained, model=model)  # type: ignore[arg-type]
+    monkeypatch.setattr("avsseg.pipeline.segment.load_for", lambda options: loaded)
+    return model
+
+
+@pytest.mark.parametrize("error", [CPU_IS_FULL, MemoryError(), torch.OutOfMemoryError("CUDA out of memory")])
+def test_out_of_memory_is_tried_again_with_half_the_window(
+    clip: Path, tmp_path: Path, narrow: NarrowMemory, error: Exception
+) -> None:
+    narrow.error = error
+    outputs = {"masks": tmp_path / "o" / "clip", "coco": tmp_path / "o" / "clip.json"}
+    options = SegmentOptions(size=64, rate=4.0, window=8, overlap=2)
+    with Journal(tmp_path / "o", Shard()) as journal:
+        (result,) = run([Job(clip, outputs)], options=options, journal=journal)  # type: ignore[arg-type]
+    assert (result.status, result.masks) == ("done", 12)
+    assert narrow.tried[:3] == [8, 4, 2]
+    assert result.warnings[-1] == "memory ran out with a window of 8 masks; made with 2"
+    info = json.loads(outputs["coco"].read_text())["info"]
+    assert (info["window"], info["overlap"]) == (2, 1)
+    assert sorted(path.name for path in (tmp_path / "o").iterdir()) == [".avsseg", "clip", "clip.json"]
+    made = read_journal(tmp_path / "o")["clip.json"].made
+    assert made is not None
+    assert made.settings["window"] == 8  # as asked for, so that the same command finds it done
+
+
+def test_out_of_memory_with_one_mask_fails_that_input_alone(
+    clip: Path, silent_clip: Path, tmp_path: Path, narrow: NarrowMemory
+) -> None:
+    narrow.most = 0
+    results = run(
+        [Job(path, {"coco": tmp_path / f"{path.stem}.json"}) for path in (clip, tmp_path / "no", silent_clip)]
+    )
+    assert [result.status for result in results] == ["failed"] * 3
+    assert results[0].error == (
+        f"{clip}: memory ran out, even with one mask at a time. Close other programs or give a smaller --size."
+    )
+    assert narrow.tried == [3, 3, 2, 1, 2, 2, 2, 1]  # windows of 10, 5, 2 and 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_other_errors_of_the_model_are_not_tried_again(clip: Path, tmp_path: Path, narrow: NarrowMemory) -> None:
+    narrow.most, narrow.error = 0, RuntimeError("shapes do not fit")
+    (result,) = run([Job(clip, {"coco": tmp_path / "o.json"})])
+    assert "unexpected RuntimeError: shapes do not fit" in result.error
+    assert narrow.tried == [3]
+
+
+def test_the_journal_notes_what_was_finished_before_a_failure(
+    clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refusing(self: CocoWriter) -> list[Path]:
+        raise OutputError("o.json: cannot be written")
+
+    monkeypatch.setattr(CocoWriter, "finish", refusing)
+    with Journal(tmp_path, Shard()) as journal:
+        run([Job(clip, {"masks": tmp_path / "o", "coco": tmp_path / "o.json"})], journal=journal)
+    history = read_journal(tmp_path)
+    assert history["o"].made is not None
+    assert history["o.json"].made is history["o.json"].begun is None
+
+
+def test_an_interrupt_leaves_what_was_begun_in_the_journal(
+    clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    finish = CocoWriter.finish
+
+    def interrupted(self: CocoWriter) -> list[Path]:
+        finish(self)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(CocoWriter, "finish", interrupted)
+    with pytest.raises(KeyboardInterrupt), Journal(tmp_path, Shard()) as journal:
+        run([Job(clip, {"coco": tmp_path / "o.json"})], journal=journal)
+    assert read_journal(tmp_path)["o.json"].begun is not None
+
+
+def test_an_input_that_vanishes_after_the_look_at_it_fails(
+    clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    video = tmp_path / "clip.mp4"
+    video.write_bytes(clip.read_bytes())
+    probe = batch.probe
+
+    def vanishing(path: Path) -> object:
+        info = probe(path)
+        path.unlink()
+        return info
+
+    monkeypatch.setattr(batch, "probe", vanishing)
+    with Journal(tmp_path / "o", Shard()) as journal:
+        (result,) = run([Job(video, {"coco": tmp_path / "o" / "o.json"})], journal=journal)
+    assert "clip.mp4: cannot be read any more (No such file or directory)" in result.error
+    assert list(tmp_path.iterdir()) == []

@@ -7,7 +7,18 @@ from pathlib import Path, PurePath
 import pytest
 
 from avsseg.errors import UsageError
-from avsseg.pipeline.plan import FoundInput, Inputs, Job, choose_formats, find_inputs, is_finished, plan_outputs
+from avsseg.pipeline.plan import (
+    FoundInput,
+    Inputs,
+    Job,
+    Shard,
+    choose_formats,
+    find_inputs,
+    is_finished,
+    parse_shard,
+    plan_outputs,
+    results_folder,
+)
 
 
 @pytest.fixture
@@ -70,6 +81,29 @@ def test_the_output_folder_is_not_searched(tree: Path) -> None:
 def test_a_loop_of_links_ends(tree: Path) -> None:
     (tree / "sub" / "loop").symlink_to(tree)
     assert len(find_inputs([str(tree)], recursive=True).found) == 3
+
+
+@pytest.mark.parametrize("pattern", ["**/*.mp4", "**", "**/**/*.mp4", "*/../**/a.mp4"])
+def test_a_pattern_ends_where_links_lead_in_circles(tree: Path, pattern: str) -> None:
+    for name in ("one", "two", "three"):
+        (tree / name).symlink_to(tree)  # `glob` would walk 3 ** 40 paths
+    assert tree / "a.mp4" in {found.path.resolve() for found in find_inputs([str(tree / pattern)]).found}
+
+
+def test_a_pattern_leaves_hidden_names_out_unless_it_begins_like_them(tree: Path) -> None:
+    assert mirrored(find_inputs([str(tree / "*.mp4")])) == ["a.mp4"]
+    assert mirrored(find_inputs([str(tree / ".*.mp4")])) == [".hidden.mp4"]
+
+
+def test_a_relative_pattern_is_mirrored_from_here(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tree)
+    assert mirrored(find_inputs(["**/*.[mM][pPoO][4vV]"])) == ["a.mp4", "sub/b.MOV"]
+
+
+def test_a_pattern_without_a_match_among_other_inputs_is_kept_to_fail(tree: Path) -> None:
+    assert mirrored(find_inputs([str(tree / "*.mkv"), str(tree)])) == ["a.mp4", "*.mkv"]
+    with pytest.raises(UsageError, match="no videos found"):
+        find_inputs([str(tree / "*.mkv")])
 
 
 def test_a_link_to_itself_is_kept_to_fail_alone(tree: Path) -> None:
@@ -238,3 +272,31 @@ def test_only_whole_results_count_as_finished(tmp_path: Path) -> None:
     (tmp_path / "o.json").touch()
     assert is_finished("masks", tmp_path / "masks")
     assert is_finished("coco", tmp_path / "o.json")
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 7])
+def test_every_input_is_in_exactly_one_shard(count: int) -> None:
+    paths = [PurePath(f"folder {n % 5}/{n}.mp4") for n in range(200)]
+    shards = [parse_shard(f"{index}/{count}") for index in range(1, count + 1)]
+    assert all(sum(shard.holds(path) for shard in shards) == 1 for path in paths)
+    assert all(sum(shard.holds(path) for path in paths) > 100 / count for shard in shards)
+
+
+def test_shards_stay_what_they_are_from_version_to_version() -> None:
+    names = ["a.mp4", "sub/b.MOV", "\udc80.mp4", "\u4e2d.mp4"]
+    assert [next(n for n in range(1, 6) if Shard(n, 5).holds(PurePath(name))) for name in names] == [4, 4, 1, 5]
+
+
+@pytest.mark.parametrize("text", ["", "0/2", "3/2", "1/0", "1", "a/b", "-1/2", "1/2/3", "1/2000000"])
+def test_other_shards_are_refused(text: str) -> None:
+    with pytest.raises(UsageError, match="write I/N with I from 1 to N"):
+        parse_shard(text)
+
+
+def test_a_single_result_has_no_folder_for_a_journal(tree: Path, tmp_path: Path) -> None:
+    alone, several = one("a.mp4"), find_inputs([str(tree)])
+    assert results_folder(alone, Path("o.mp4"), ("overlay",)) is None
+    assert results_folder(alone, Path("masks"), ("masks",)) is None
+    assert results_folder(alone, Path("o"), ("coco",)) == Path("o")
+    assert results_folder(alone, Path("o"), ("overlay", "masks")) == Path("o")
+    assert results_folder(several, Path("o"), ("masks",)) == Path("o")

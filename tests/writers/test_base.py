@@ -199,3 +199,38 @@ def test_a_link_to_a_folder_stays_a_link(tmp_path: Path) -> None:
 def test_a_name_that_is_too_long_is_an_output_error(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="cannot be written: File name too long"):
         PartialOutput(tmp_path / ("x" * 300), folder=True)
+
+
+@pytest.mark.parametrize("name", ["x" * 255, "\u4e2d" * 85, "y" * 238 + ".json"])
+@pytest.mark.parametrize("folder", [False, True])
+def test_the_longest_names_work_and_their_leftovers_go(tmp_path: Path, name: str, folder: bool) -> None:
+    subprocess.run([sys.executable, "-c", KILLED, str(tmp_path / name)])
+    assert len(contents(tmp_path)) > 0
+    output = PartialOutput(tmp_path / name, folder=folder)
+    if not folder:
+        output.path.touch()
+    output.commit()
+    assert contents(tmp_path) == [name]
+
+
+def test_two_long_names_with_one_beginning_do_not_clean_up_each_other(tmp_path: Path) -> None:
+    subprocess.run([sys.executable, "-c", KILLED, str(tmp_path / ("x" * 250 + "a"))])
+    left = contents(tmp_path)
+    PartialOutput(tmp_path / ("x" * 250 + "b")).discard()
+    assert contents(tmp_path) == left
+
+
+@pytest.mark.parametrize("folder", [False, True])
+def test_folders_made_for_a_result_that_does_not_come_go_again(tmp_path: Path, folder: bool) -> None:
+    (tmp_path / "kept").mkdir()
+    output = PartialOutput(tmp_path / "kept" / "a" / "b" / "result", folder=folder)
+    assert (tmp_path / "kept" / "a" / "b").is_dir()
+    output.discard()
+    assert contents(tmp_path) == ["kept"]
+
+
+def test_folders_that_another_result_has_come_to_stay(tmp_path: Path) -> None:
+    output = PartialOutput(tmp_path / "a" / "b" / "result")
+    (tmp_path / "a" / "other").touch()
+    output.discard()
+    assert contents(tmp_path) == ["a", "a/other"]
