@@ -26,7 +26,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from avsseg.data.avsbench import SplitName
-from avsseg.data.compose import ComposedClip, SplitSources, compose_clip
+from avsseg.data.compose import ComposedClip, compose_clip
+from avsseg.data.compose_pool import SplitSources
 from avsseg.data.compose_sources import Sources
 from avsseg.media.audio import log_mel_examples
 from avsseg.metrics.object import StrictObjectMetrics, frame_scores

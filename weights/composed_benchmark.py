@@ -6,7 +6,7 @@ Pictures and recordings are those of the split, so nothing in a test clip was in
 
 from __future__ import annotations
 
-from avsseg.data.compose import ComposeSettings
+from avsseg.data.compose_pool import ComposeSettings
 
 BENCHMARK = ComposeSettings(seconds=5, one=0.4, two=0.4, several=0.0, none=0.2, smallest=0.03, motion=1.0)
 VAL_SEEDS = range(0, 200)

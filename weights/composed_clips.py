@@ -19,7 +19,9 @@ from rendered_clips import sound as rendered_sound
 from torch import Tensor
 
 from avsseg.data.avsbench import SplitName
-from avsseg.data.compose import Case, SplitSources, draw_scene, with_sound
+from avsseg.data.compose import with_sound
+from avsseg.data.compose_canvas import draw_scene
+from avsseg.data.compose_pool import Case, SplitSources
 from avsseg.data.compose_sound import draw_slots, lay_track, mix_tracks
 from avsseg.data.compose_sources import VOID, Sources, read_sources
 from avsseg.data.synthetic_shapes import CLASSES as FAMILIES

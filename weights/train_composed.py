@@ -31,7 +31,8 @@ from rendered_clips import batches
 from torch import Tensor, nn
 from torch.utils.data import default_collate
 
-from avsseg.data.compose import SplitSources, compose_clip
+from avsseg.data.compose import compose_clip
+from avsseg.data.compose_pool import SplitSources
 from avsseg.data.compose_sources import Sources
 from avsseg.media.audio import log_mel_examples
 from avsseg.model.avs_mamba import AvsMamba, normalise

@@ -100,8 +100,9 @@ def compose(
     from rich.console import Console
     from rich.progress import Progress
 
-    from avsseg.data.compose import ComposeSettings, class_counts
+    from avsseg.data.compose import class_counts
     from avsseg.data.compose_dataset import ComposedDatasetSettings, split_sources, write_composed_dataset
+    from avsseg.data.compose_pool import ComposeSettings
     from avsseg.data.compose_sources import read_sources
     from avsseg.data.layout_writer import dataset_paths
 

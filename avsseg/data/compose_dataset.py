@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from avsseg.data.avsbench import SECONDS, SplitName
-from avsseg.data.compose import ComposedClip, ComposeSettings, SplitSources, compose_clip
+from avsseg.data.compose import ComposedClip, compose_clip
+from avsseg.data.compose_pool import ComposeSettings, SplitSources
 from avsseg.data.compose_scene import ComposedScene
 from avsseg.data.compose_sources import VOID, Sources, check_splits
 from avsseg.data.layout_writer import (

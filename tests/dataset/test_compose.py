@@ -15,7 +15,8 @@ import pytest
 from PIL import Image, ImageFilter
 
 from avsseg.data import compose, compose_scene
-from avsseg.data.compose import ComposedClip, ComposeSettings, SplitSources, class_counts, compose_clip, with_sound
+from avsseg.data.compose import ComposedClip, class_counts, compose_clip, with_sound
+from avsseg.data.compose_pool import ComposeSettings, SplitSources
 from avsseg.data.compose_scene import Appearance
 from avsseg.data.compose_sources import Sources, read_sources
 from avsseg.errors import UsageError

@@ -11,8 +11,9 @@ import pytest
 from PIL import Image
 
 from avsseg.data.avsbench import list_clips, read_wav
-from avsseg.data.compose import ComposeSettings, SplitSources, compose_clip
+from avsseg.data.compose import compose_clip
 from avsseg.data.compose_dataset import ComposedDatasetSettings, write_composed_dataset
+from avsseg.data.compose_pool import ComposeSettings, SplitSources
 from avsseg.data.compose_sources import Sources
 from avsseg.data.layout_writer import frame_times
 from avsseg.errors import OutputError, UsageError
