@@ -113,7 +113,7 @@ def check_clip(files: ClipFiles, subset: Subset, *, fix_audio: bool = False) -> 
     sizes: list[tuple[int, int]] = []
     for path in files.masks:
         _attempt(report, path, "masks", lambda path: _check_mask(path, files, subset, sizes))
-    _check_sounds(report, files, subset, fix_audio)
+    _check_sounds(report, files, fix_audio)
     return report
 
 
@@ -139,7 +139,7 @@ def _check_mask(path: Path, files: ClipFiles, subset: Subset, sizes: list[tuple[
         raise DataError(f"{printable(path)}: is {mask.width}x{mask.height}, the clip's first mask {first}")
 
 
-def _check_sounds(report: ClipReport, files: ClipFiles, subset: Subset, fix_audio: bool) -> None:
+def _check_sounds(report: ClipReport, files: ClipFiles, fix_audio: bool) -> None:
     assert files.wav is not None, "a listing that was not made complete names every wav"
     reason = ""
     if fix_audio and not files.wav.exists():
@@ -152,7 +152,7 @@ def _check_sounds(report: ClipReport, files: ClipFiles, subset: Subset, fix_audi
     elif not files.wav.exists():
         message = f"{printable(files.wav)}: missing, and no pickled log-mel stands in for it{reason}"
         report.problems.append(Problem(files.wav, "sounds", "missing", message))
-    elif fix_audio and subset != "avss" and files.log_mel is not None and waveforms:
+    elif fix_audio and files.log_mel is not None and waveforms:
         starts = [float(t) for t in range(len(files.frames))]
         write_log_mel(files.log_mel, log_mel_examples(torch.from_numpy(waveforms[0]), starts))
         report.log_mels_written += 1

@@ -69,6 +69,15 @@ def test_truth_follows_the_picture(resize: tuple[float, float], truth_size: tupl
         assert (seen != (truth > 0)).sum() <= outline // 2
 
 
+@pytest.mark.parametrize("scale", [0.5, 0.9, 1.7])
+def test_truth_is_never_interpolated(scale: float) -> None:
+    frame, mask = scene()
+    labels = Image.fromarray(np.asarray(mask) * np.uint8(70))
+    for seed in range(10):
+        _, (truth,) = changed(replace(NOTHING, resize=(scale, scale), crop=False), seed, [frame], [labels])
+        assert set(np.unique(truth)) == {0, 70}
+
+
 def test_scale_and_place() -> None:
     frame, mask = scene()
     _, (whole,) = changed(NOTHING, 0, [frame], [mask])

@@ -200,8 +200,12 @@ def test_what_cannot_be_fixed_says_why(
     assert not list(data.rglob("*.wav"))
 
 
-def test_damaged_sounds_are_never_written_over(tmp_path: Path, object_set: Callable[..., Path]) -> None:
+def test_damaged_sounds_are_never_written_over(
+    tmp_path: Path, object_set: Callable[..., Path], make_video: Callable[..., Path]
+) -> None:
     data = object_set(tmp_path, "ms3")
+    (data / "raw_videos").mkdir()
+    make_video(data / "raw_videos/clip_val.mp4", seconds=1.0)
     wav = data / "audio_wav/val/clip_val.wav"
     wav.write_bytes(b"mine")
     assert run(tmp_path, "--fix-audio").exit_code == 1
