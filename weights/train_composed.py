@@ -20,7 +20,6 @@ import hashlib
 import json
 import logging
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -41,7 +40,7 @@ from avsseg.training.checkpoints import load_checkpoint
 from avsseg.training.distributed import process_group
 from avsseg.training.objectives import AudioObjective, Batch, JointObjective, VisualObjective, frame_scores
 from avsseg.training.trainer import Trainer, TrainerSettings
-from avsseg.weights.store import save_model
+from avsseg.weights.store import load_model, save_model
 
 MODEL = "avs-mamba-tiny"
 BACKBONE_CHANNELS = (32, 64, 160, 320)
@@ -49,8 +48,9 @@ FOREGROUND_WEIGHT = 2.5
 SIZE = 128
 # up to which progress, side of the pictures: small first, for more pictures in the same time
 PICTURE_PHASES = ((0.8, 96), (1.0, SIZE))
-# up to which progress, how many seconds a clip, clips a step and process
-PHASES = ((0.5, 3, 3), (1.0, 5, 2))
+# up to which progress, how many seconds a clip, side of its pictures, clips a step and process: single seconds first,
+# because a step costs by the frame and what sounds is learned from many scenes
+PHASES = ((0.65, 1, 96, 6), (1.0, 4, SIZE, 2))
 FIRST_SEED = {"visual": 10_000_000, "audio": 20_000_000, "joint": 30_000_000}
 ENCODER_BATCH = {"visual": 16, "audio": 12}
 VALIDATION_CLIPS = 60
@@ -122,6 +122,16 @@ def pretrained(run: Path, stage: str, prefix: str) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): tensor for name, tensor in average.items() if name.startswith(prefix)}
 
 
+def take_fusion(model: AvsMamba, source: str) -> None:
+    """Everything between the encoders and the masks, where shapes fit, from other weights: how to match is learned."""
+    given = load_model(source).model.state_dict()
+    own = model.state_dict()
+    fusion = {k: v for k, v in given.items() if not k.startswith(("visual_backbone.", "audio_encoder."))}
+    fitting = {k: v for k, v in fusion.items() if own[k].shape == v.shape}
+    model.load_state_dict({**own, **fitting})
+    logging.info("%d of %d tensors of the fusion come from %s", len(fitting), len(fusion), source)
+
+
 def train(stage: str, options: argparse.Namespace) -> None:
     """Runs or continues one stage."""
     torch.manual_seed(options.seed)
@@ -133,6 +143,8 @@ def train(stage: str, options: argparse.Namespace) -> None:
     if stage == "joint":
         model.visual_backbone.load_state_dict(pretrained(options.folder, "visual", "backbone."))
         model.audio_encoder.load_state_dict(pretrained(options.folder, "audio", "encoder."))
+        if options.start_from:
+            take_fusion(model, options.start_from)
         joint = JointObjective(
             model,
             seen=clips.classes,
@@ -169,11 +181,11 @@ def train_joint(trainer: Trainer, sources: Sources, options: argparse.Namespace)
     """The phases of the joint stage that are still to do."""
     trainer.restore()
     validate = validation(sources, mute=options.mute)
-    for until, seconds, count in PHASES:
+    for until, seconds, size, count in PHASES:
         if trainer.progress < until:
-            clips = TrainingClips(sources, "train", replace(DrawSettings(size=SIZE), seconds=seconds))
-            # no step takes more than 4 pictures, so no seed comes twice
-            first_seed = FIRST_SEED["joint"] + RANK_SEEDS * rank() + trainer.step * 4
+            clips = TrainingClips(sources, "train", DrawSettings(size=size, seconds=seconds))
+            # no step takes more than 8 pictures, so no seed comes twice
+            first_seed = FIRST_SEED["joint"] + RANK_SEEDS * rank() + trainer.step * 8
             trainer.train(batches(clips.clip, first_seed, count, options.workers, collate), validate, until=until)
 
 
@@ -215,6 +227,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device")
+    parser.add_argument("--from", dest="start_from", help="weights whose fusion `joint` begins with")
     parser.add_argument("--mute", action="store_true", help="train `joint` without sound")
     parser.add_argument("--checkpoint", default="best.pt", help="what `export` reads: best.pt or last.pt")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent)

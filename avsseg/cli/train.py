@@ -42,7 +42,6 @@ torchrun --nproc-per-node 2 -m avsseg train --data scenes --out runs/two  [dim]t
 """
 
 _WHAT, _HOW, _MACHINE = "What is learned", "How", "Machine and run"
-_Text = Annotated[str | None, typer.Option(show_default=False)]
 
 
 def train(
@@ -164,8 +163,6 @@ def train(
     settings = gather(out, preset, flags, config, resume=resume)
     if not settings.data:
         raise UsageError("no data: give --data DIR, a folder in AVSBench's layout (`avsseg data synth DIR` makes one)")
-    if flags.get("minutes") and "epochs" not in flags and not resume:
-        settings = with_changes(settings, {"epochs": 0}, where="--minutes")
     _run(out, settings, resume=resume)
 
 
@@ -184,6 +181,8 @@ def gather(out: Path, preset: str, flags: dict[str, Any], config: Path | None, *
         return with_changes(settings, flags, where="command line")
     values = read_toml(config) if config else {}
     chosen = str(flags.get("subset", values.get("subset", "ms3")))
+    if (flags.get("minutes") or values.get("minutes")) and "epochs" not in {*flags, *values}:
+        values = {**values, "epochs": 0, "minutes": flags.get("minutes", values.get("minutes"))}
     settings = with_changes(training_preset(preset, chosen), values, where=str(config))
     return with_changes(settings, flags, where="command line")
 
@@ -230,6 +229,9 @@ def _run(out: Path, settings: TrainingSettings, *, resume: bool) -> None:
 def _stopping(request: Any) -> Iterator[None]:
     """The first Ctrl-C ends the run after the step in work, a second one at once."""
     before = signal.getsignal(signal.SIGINT)
+    if before is signal.SIG_IGN:  # as under nohup
+        yield
+        return
 
     def stop(number: int, frame: object) -> None:
         typer.echo("stopping after this step; press Ctrl-C again to stop at once", err=True)

@@ -203,9 +203,9 @@ def _draw_object(
     enters, leaves = -9.0, 1e6
     if rng.uniform() < settings.entrances:
         if rng.uniform() < 0.5:
-            enters = float(rng.uniform(0.6, 0.5 * seconds))
+            enters = float(rng.uniform(0.6, max(0.6, 0.5 * seconds)))
         else:
-            leaves = float(rng.uniform(0.5 * seconds, seconds - 0.6))
+            leaves = float(rng.uniform(0.5 * seconds, max(0.5 * seconds, seconds - 0.6)))
     motion = Motion(
         start,
         drift,

@@ -26,12 +26,13 @@ from avsseg.data.avsbench import AvsBenchClips, ClipExample, SplitName, Subset
 from avsseg.data.avsbench_layout import subset_folder
 from avsseg.data.layout_writer import LISTING_NAME
 from avsseg.data.synthetic_shapes import CLASSES as RENDERED
-from avsseg.errors import DataError, UsageError, printable
+from avsseg.errors import AvssegError, DataError, UsageError, printable
 from avsseg.media.audio import log_mel_examples
-from avsseg.metrics.negatives import NEGATIVES, noise, off_screen, swap_partner
+from avsseg.metrics.negatives import NEGATIVES, noise, off_screen, silence, swap_partner
 from avsseg.metrics.object import AvsBenchObjectMetrics, FrameScores, StrictObjectMetrics, frame_scores
 from avsseg.metrics.semantic import SemanticMetrics
 from avsseg.model.avs_mamba import normalise
+from avsseg.training.clips import prepare_worker
 from avsseg.weights.store import LoadedModel
 
 Protocol = Literal["strict", "avsbench"]
@@ -107,6 +108,9 @@ class Evaluation:
             )
         self.listing = read_listing(self.clips)
         self.sources = {name: most_sources(entry) for name, entry in self.listing.items()}
+        unheard = [clip.name for clip in self.clips.clips if clip.wav is None or not clip.wav.is_file()]
+        if settings.negatives and unheard:
+            raise UsageError(f"{unheard[0]}: has no wav file, whose sound --negative could replace")
         if "swap" in settings.negatives and len(self.clips) < 2:
             raise UsageError("swapping sounds needs two clips at least")
 
@@ -230,11 +234,13 @@ class Evaluation:
         model = self.loaded.model
         device = next(model.parameters()).device
         loader = torch.utils.data.DataLoader(
-            self.clips, batch_size=None, num_workers=self.settings.workers, worker_init_fn=_one_thread
+            _OrError(self.clips), batch_size=None, num_workers=self.settings.workers, worker_init_fn=prepare_worker
         )
         asked = time.monotonic()
         for index, example in enumerate(loader):
             began = time.monotonic()
+            if isinstance(example, AvssegError):
+                raise example
             tally.wait_s += began - asked
             log_mel = example.log_mel if negative is None else self._replaced(negative, index, example)
             with torch.inference_mode():
@@ -248,13 +254,9 @@ class Evaluation:
     def _replaced(self, negative: str, index: int, example: ClipExample) -> Tensor:
         """The log-mel of what is heard instead."""
         waveform = example.waveform.numpy()
-        if len(waveform) == 0:
-            raise UsageError(
-                f"{example.name}: has no waveform to replace, only a log-mel. Negatives need the wav files"
-            )
         rng = np.random.default_rng([self.settings.seed, index])
         if negative == "silence":
-            other = np.zeros_like(waveform)
+            other = silence(waveform)
         elif negative == "noise":
             other = noise(waveform, rng)
         elif negative == "swap":
@@ -267,8 +269,20 @@ class Evaluation:
         return log_mel_examples(torch.from_numpy(other), [float(t) for t in range(len(example.frames))])
 
 
-def _one_thread(_: int) -> None:
-    torch.set_num_threads(1)
+class _OrError(torch.utils.data.Dataset[Any]):
+    """Clips, or what is wrong with one as a value: raised in a worker it would lose its type and its message."""
+
+    def __init__(self, clips: AvsBenchClips) -> None:
+        self.clips = clips
+
+    def __len__(self) -> int:
+        return len(self.clips)
+
+    def __getitem__(self, index: int) -> ClipExample | AvssegError:
+        try:
+            return self.clips[index]
+        except AvssegError as error:
+            return error
 
 
 def _groups(items: Iterator[Any], size: int) -> Iterator[list[Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     """What `save_checkpoint` wrote; executes nothing that the file holds. Raises AvssegError."""
     try:
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, ValueError, EOFError) as error:
-        reason = str(error).splitlines()[0]
+    except (OSError, RuntimeError, ValueError, EOFError, LookupError, pickle.UnpicklingError) as error:
+        reason = (str(error) or repr(error)).splitlines()[0]
         raise AvssegError(f"{path}: not a checkpoint that can be read ({reason}). Remove it to start anew") from error
     return state

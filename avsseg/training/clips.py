@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from avsseg.data.avsbench import AvsBenchClips, ClipExample
+from avsseg.errors import AvssegError
 from avsseg.metrics.object import StrictObjectMetrics, frame_scores
 from avsseg.metrics.semantic import SemanticMetrics
 from avsseg.model.avs_mamba import AvsMamba, normalise
@@ -51,16 +53,22 @@ class ClipOrder(Sampler[list[tuple[int, int]]]):
             number += 1
 
 
-class _ByEpoch(Dataset[ClipExample]):
-    """Clips by (epoch, index), so that worker processes know which augmentation to draw."""
+class _ByEpoch(Dataset["ClipExample | AvssegError"]):
+    """Clips by (epoch, index), so that worker processes know which augmentation to draw.
+
+    What is wrong with a file is given as a value: raised in a worker it would lose its type and its message.
+    """
 
     def __init__(self, clips: AvsBenchClips) -> None:
         self.clips = clips
 
-    def __getitem__(self, key: tuple[int, int]) -> ClipExample:
+    def __getitem__(self, key: tuple[int, int]) -> ClipExample | AvssegError:
         epoch, index = key
         self.clips.set_epoch(epoch)
-        return self.clips[index]
+        try:
+            return self.clips[index]
+        except AvssegError as error:
+            return error
 
 
 def collate(examples: Sequence[ClipExample]) -> ClipBatch:
@@ -74,21 +82,33 @@ def collate(examples: Sequence[ClipExample]) -> ClipBatch:
     }
 
 
-def clip_batches(clips: AvsBenchClips, order: ClipOrder, workers: int) -> DataLoader[ClipBatch]:
-    """Endless batches in that order; the result does not depend on `workers`."""
-    return DataLoader(
+def _collate(examples: Sequence[ClipExample | AvssegError]) -> ClipBatch | AvssegError:
+    good = [example for example in examples if not isinstance(example, AvssegError)]
+    errors = [example for example in examples if isinstance(example, AvssegError)]
+    return errors[0] if errors else collate(good)
+
+
+def clip_batches(clips: AvsBenchClips, order: ClipOrder, workers: int) -> Iterator[ClipBatch]:
+    """Endless batches in that order; the result does not depend on `workers`. Raises DataError or MediaError."""
+    loader: DataLoader[ClipBatch | AvssegError] = DataLoader(
         _ByEpoch(clips),  # type: ignore[arg-type]
         batch_sampler=order,
         num_workers=workers,
-        collate_fn=collate,
+        collate_fn=_collate,
         prefetch_factor=4 if workers else None,
         pin_memory=torch.cuda.is_available(),
-        worker_init_fn=_one_thread,
+        worker_init_fn=prepare_worker,
     )
+    for batch in loader:
+        if isinstance(batch, AvssegError):
+            raise batch
+        yield batch
 
 
-def _one_thread(_: int) -> None:
+def prepare_worker(_: int) -> None:
+    """One thread, and no Ctrl-C of its own: the process that trains or evaluates decides what that means."""
     torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 class ClipObjective(nn.Module):
@@ -106,9 +126,11 @@ class ClipObjective(nn.Module):
         layer_weight: float = 1.0,
         frozen_statistics: bool = False,
         mute: bool = False,
+        binary: bool = False,
     ) -> None:
         super().__init__()
         self.model = model
+        self.binary = binary
         self.weights = {"dice_weight": dice_weight, "bce_weight": bce_weight, "layer_weight": layer_weight}
         self.frozen_statistics = frozen_statistics
         self.mute = mute
@@ -132,7 +154,7 @@ class ClipObjective(nn.Module):
         layer_logits = [logits.float() for logits in self.model.layer_logits(normalise(frames), log_mel)]
         share = _share_of_all(annotated.sum())
         if layer_logits[-1].shape[2] > 1:
-            loss = semantic_loss(layer_logits, masks, annotated, **self.weights)
+            loss = semantic_loss(layer_logits, masks, annotated, binary=self.binary, **self.weights)
             return loss * share, {}
         loss = mask_loss(layer_logits, masks, annotated, **self.weights)
         with torch.no_grad():

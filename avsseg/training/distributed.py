@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from datetime import timedelta
 from typing import Any
 
 import torch.distributed
@@ -17,7 +18,8 @@ def process_group(**arguments: Any) -> Iterator[None]:
     validates or saves; without the destruction gloo's threads would outlive the interpreter and abort the process
     (pytorch/pytorch#179291).
     """
-    torch.distributed.init_process_group("gloo", **arguments)
+    # the others wait while the first validates, which may take hours
+    torch.distributed.init_process_group("gloo", **{"timeout": timedelta(days=1), **arguments})
     try:
         yield
         torch.distributed.barrier()

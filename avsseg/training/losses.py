@@ -59,11 +59,14 @@ def semantic_loss(
     target: Tensor,
     annotated: Tensor | None = None,
     *,
+    binary: bool = False,
     dice_weight: float = 1.0,
     bce_weight: float = 1.0,
     layer_weight: float = 1.0,
 ) -> Tensor:
-    """Softmax cross-entropy, as the authors train (the paper's text says binary), plus dice of what is not background.
+    """Cross-entropy plus dice of what is not background.
+
+    Softmax cross-entropy is what the authors train; `binary` is what the paper says: each class against the rest.
 
     layer_logits: (B, T, K, H, W) a layer, the prediction last; target (B, T, H, W) class index, 255 left out.
     `bce_weight` is the cross-entropy's.
@@ -71,7 +74,7 @@ def semantic_loss(
     total = torch.zeros((), device=target.device)
     labels = target.long()
     for index, logits in enumerate(layer_logits):
-        each = F.cross_entropy(logits.flatten(0, 1), labels.flatten(0, 1), ignore_index=UNKNOWN, reduction="none")
+        each = (_binary_cross_entropy if binary else _softmax_cross_entropy)(logits.flatten(0, 1), labels.flatten(0, 1))
         cross_entropy = _mean_over_frames(each.flatten(1).mean(-1).view(labels.shape[:2]), annotated)
         # log-odds of "any object": softmax over all classes, background against the rest
         objects = logits[:, :, 1:].logsumexp(2) - logits[:, :, 0]
@@ -79,6 +82,17 @@ def semantic_loss(
         loss = bce_weight * cross_entropy + dice_weight * dice
         total = total + loss * (1.0 if index == len(layer_logits) - 1 else layer_weight)
     return total
+
+
+def _softmax_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    return F.cross_entropy(logits, labels, ignore_index=UNKNOWN, reduction="none")
+
+
+def _binary_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    known = labels != UNKNOWN
+    truth = F.one_hot(labels.where(known, 0), logits.shape[1]).movedim(-1, 1).to(logits)
+    each = F.binary_cross_entropy_with_logits(logits, truth, reduction="none").mean(1)
+    return each * known
 
 
 def _mean_over_frames(each: Tensor, annotated: Tensor | None) -> Tensor:

@@ -1,6 +1,7 @@
 """One training run on an AVSBench folder: model, data, trainer and what is left in the run's folder.
 
 RUN/settings.toml        everything that the run was told
+RUN/model.json           the model's configuration
 RUN/train.csv, val.csv   what it logged; tensorboard/ the same for TensorBoard
 RUN/last.pt, best.pt     its whole state, at the last step and at the best validation
 RUN/best.safetensors     the model of the best validation, for `avsseg run --model`; last.safetensors likewise
@@ -9,8 +10,10 @@ RUN/curves.png           loss and scores
 
 from __future__ import annotations
 
+import json
 import logging
 import math
+import os
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -29,13 +32,15 @@ from avsseg.training.checkpoints import load_checkpoint
 from avsseg.training.clips import ClipObjective, ClipOrder, clip_batches, validation
 from avsseg.training.curves import draw_curves
 from avsseg.training.settings import TrainingSettings, write_toml
-from avsseg.training.trainer import Interrupted, Progress, Trainer, TrainerSettings
+from avsseg.training.trainer import LOGS, Interrupted, Progress, Trainer, TrainerSettings
 from avsseg.weights.pretrained import load_audio_weights, load_backbone_weights
 from avsseg.weights.store import BINARY_CATEGORIES, load_model, save_model
+from avsseg.writers.base import written_whole
 
 logger = logging.getLogger(__name__)
 
 SETTINGS_NAME = "settings.toml"
+MODEL_NAME = "model.json"
 ENCODERS = ("model.visual_backbone.", "model.audio_encoder.")
 
 
@@ -44,7 +49,12 @@ def build_model(settings: TrainingSettings) -> AvsMamba:
     if settings.start_from:
         loaded = load_model(settings.start_from)
         config = AvsMambaConfig.from_dict(
-            {**loaded.config.to_dict(), "num_classes": settings.num_classes, "input_size": settings.size}
+            {
+                **loaded.config.to_dict(),
+                "num_classes": settings.num_classes,
+                "input_size": settings.size,
+                "drop_path": settings.drop_path,
+            }
         )
         model = AvsMamba(config)
         own = model.state_dict()
@@ -53,7 +63,11 @@ def build_model(settings: TrainingSettings) -> AvsMamba:
         for name in sorted(set(own) - set(fitting)):
             logger.warning("%s: %s has another shape there and starts anew", settings.start_from, name)
         return model
-    changes: dict[str, object] = {"num_classes": settings.num_classes, "input_size": settings.size}
+    changes: dict[str, object] = {
+        "num_classes": settings.num_classes,
+        "input_size": settings.size,
+        "drop_path": settings.drop_path,
+    }
     if settings.backbone:
         changes["backbone"] = settings.backbone
     model = AvsMamba(preset(settings.model, ablate=settings.ablate or None, **changes))
@@ -62,6 +76,15 @@ def build_model(settings: TrainingSettings) -> AvsMamba:
     if settings.init_audio:
         load_audio_weights(model.audio_encoder, Path(settings.init_audio))
     return model
+
+
+def _same_model(folder: Path) -> AvsMamba:
+    """The architecture of a run that goes on; its weights come from `last.pt`. Raises DataError."""
+    path = folder / MODEL_NAME
+    try:
+        return AvsMamba(AvsMambaConfig.from_dict(json.loads(path.read_text())))
+    except (OSError, ValueError, TypeError) as error:
+        raise DataError(f"{printable(path)}: cannot be read ({error}). Start a new run in another folder") from error
 
 
 class TrainingRun:
@@ -84,7 +107,7 @@ class TrainingRun:
         self.rank, self.world = _rank_and_world()
         if settings.threads:
             torch.set_num_threads(settings.threads)
-        device = resolve_device(settings.device)
+        device = own_device(settings.device)
         augmentation = None
         if settings.augment:
             augmentation = Augmentation(
@@ -102,8 +125,8 @@ class TrainingRun:
                 raise
             logger.warning("%s: no val clips, so the last state counts as the best", printable(root))
         torch.manual_seed(settings.seed)
-        model = build_model(settings).to(device)
-        trained_start = bool(settings.start_from or settings.init_visual)
+        model = (_same_model(folder) if resume else build_model(settings)).to(device)
+        trained_start = bool(settings.start_from or settings.init_visual or settings.init_audio)
         frozen_statistics = settings.frozen_statistics == "yes" or (
             settings.frozen_statistics == "auto" and trained_start
         )
@@ -114,7 +137,12 @@ class TrainingRun:
             layer_weight=settings.layer_weight,
             frozen_statistics=frozen_statistics,
             mute=settings.mute,
+            binary=settings.semantic_loss == "binary",
         )
+        if not resume and self.rank == 0:
+            # what a run left that was killed before its first checkpoint
+            for name in (*LOGS, "best.pt", "best.safetensors", "last.safetensors"):
+                (folder / name).unlink(missing_ok=True)
         self.order = self._order(first=0)
         steps_per_epoch = max(1, self.order.batches_per_epoch // settings.accumulate)
         self.trainer = Trainer(
@@ -127,14 +155,17 @@ class TrainingRun:
         )
         if resume:
             self.trainer.restore()
-        elif self.rank == 0:
+        if self.rank == 0:
             write_toml(folder / SETTINGS_NAME, settings)
+            with written_whole(folder / MODEL_NAME) as partial:
+                partial.write_text(json.dumps(model.config.to_dict(), indent=1) + "\n")
 
     def _trainer_settings(self, steps_per_epoch: int) -> TrainerSettings:
         s = self.settings
         return TrainerSettings(
             learning_rate=s.learning_rate,
             weight_decay=s.weight_decay,
+            beta_2=s.beta_2,
             schedule="constant" if s.schedule == "constant" else "cosine",
             warmup_steps=s.warmup_steps,
             steps=s.epochs * steps_per_epoch if s.epochs else 10_000_000,
@@ -205,3 +236,12 @@ def _rank_and_world() -> tuple[int, int]:
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         return torch.distributed.get_rank(), torch.distributed.get_world_size()
     return 0, 1
+
+
+def own_device(name: str) -> torch.device:
+    """The device of that name; of several CUDA GPUs, each process of `torchrun` gets its own."""
+    device = resolve_device(name)
+    if device.type == "cuda" and ":" not in name and "LOCAL_RANK" in os.environ:
+        device = resolve_device(f"cuda:{os.environ['LOCAL_RANK']}")
+        torch.cuda.set_device(device)
+    return device

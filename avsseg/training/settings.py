@@ -6,6 +6,7 @@ A setting is given, in this order of weight, by a flag, by the file of `--config
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
@@ -48,7 +49,9 @@ class TrainingSettings:
     schedule: str = "cosine"
     warmup_steps: int = 50
     weight_decay: float = 0.02
-    gradient_clip: float = 1.0
+    drop_path: float = 0.1  # the share of residual branches that a clip skips
+    gradient_clip: float = 1.0  # 0: none
+    beta_2: float = 0.98  # AdamW's second
     ema_decay: float = 0.995
     precision: str = "fp32"
     encoder_rate: float = 1.0  # factor on the learning rate of both encoders
@@ -57,6 +60,7 @@ class TrainingSettings:
     # losses
     dice_weight: float = 1.0
     bce_weight: float = 1.0
+    semantic_loss: str = "cross-entropy"  # of AVSS: cross-entropy (the authors' code) or binary (the paper's text)
     layer_weight: float = 1.0  # of earlier decoder layers (deep supervision)
     # augmentation
     augment: bool = True
@@ -88,9 +92,14 @@ class TrainingSettings:
         for name in ("batch", "accumulate", "size"):
             if getattr(self, name) < 1:
                 raise UsageError(f"{name} is {getattr(self, name)}, must be 1 or more")
-        for name in ("epochs", "minutes", "learning_rate", "workers", "threads", "freeze_epochs", "warmup_steps"):
-            if getattr(self, name) < 0:
-                raise UsageError(f"{name} is {getattr(self, name)}, must not be negative")
+        _one_of("semantic_loss", self.semantic_loss, ("cross-entropy", "binary"))
+        signed = ("audio_noise_db",)
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, (int, float)) and field.name not in signed and not 0 <= value < math.inf:
+                raise UsageError(f"{field.name} is {value}, must be a number that is not negative")
+        if self.start_from and (self.backbone or self.ablate or self.init_visual or self.init_audio):
+            raise UsageError("--from brings its own model: leave out --backbone, --ablate, --init-visual, --init-audio")
         if not 0 <= self.ema_decay < 1:
             raise UsageError(f"ema_decay is {self.ema_decay}, must be at least 0 (no average) and below 1")
         if self.epochs == 0 and self.minutes == 0:
@@ -108,11 +117,12 @@ def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
 
 
 _PAPER: dict[str, dict[str, Any]] = {
-    "s4": {"size": 512, "batch": 2, "epochs": 60},
-    "ms3": {"size": 512, "batch": 2, "epochs": 120},
-    "avss": {"size": 224, "batch": 6, "epochs": 50},
+    "s4": {"size": 512, "batch": 2, "epochs": 60, "bce_weight": 0.0},
+    "ms3": {"size": 512, "batch": 2, "epochs": 120, "bce_weight": 0.0},
+    "avss": {"size": 224, "batch": 6, "epochs": 50, "dice_weight": 0.0},
 }
-# the paper's recipe (V-B); a constant rate, no average, one draw of the augmentation a clip
+# the paper's recipe (V-B), with the losses that the authors train: dice alone for objects, cross-entropy for classes;
+# a constant rate, no average, one draw of the augmentation a clip
 _PAPER_COMMON: dict[str, Any] = {
     "model": "avs-mamba-pvt-v2-b5",
     "learning_rate": 2e-5,
@@ -120,6 +130,8 @@ _PAPER_COMMON: dict[str, Any] = {
     "warmup_steps": 0,
     "ema_decay": 0.0,
     "weight_decay": 0.01,
+    "gradient_clip": 0.0,
+    "beta_2": 0.999,
 }
 PRESET_NAMES = ("tiny", "paper")
 

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from avsseg.errors import AvssegError, printable
 from avsseg.training.checkpoints import load_checkpoint, save_checkpoint
+from avsseg.writers.base import written_whole
 
 logger = logging.getLogger(__name__)
 
@@ -31,6 +32,9 @@ Validation = Callable[[nn.Module], Mapping[str, float]]
 Precision = Literal["fp32", "bf16", "fp16"]
 # log-decays and skips of a scan must not be pulled towards 0: there a state never forgets
 NO_DECAY = ("A_logs", "Ds", "dt_projs_bias")
+
+
+LOGS = ("train.csv", "val.csv")
 
 
 class Interrupted(Exception):  # noqa: N818 (not an error: the run was asked to stop, and its state is saved)
@@ -41,8 +45,9 @@ class Interrupted(Exception):  # noqa: N818 (not an error: the run was asked to 
 class TrainerSettings:
     """How a run goes. It ends after `steps` or `minutes`, whichever comes first; the learning rate follows that.
 
-    `accumulate` batches make one step. `validate_steps` or `validate_minutes`, whichever comes first, lie between two
-    validations. `frozen` are prefixes of parameter names that stay as they are for the first `frozen_steps`.
+    `accumulate` batches make one step; `gradient_clip` 0 is none. `validate_steps` or `validate_minutes` lie between
+    two validations, whichever comes first. `frozen` are prefixes of parameter names that stay as they are for the first
+    `frozen_steps`.
     """
 
     learning_rate: float = 5e-4
@@ -54,6 +59,7 @@ class TrainerSettings:
     minutes: float = math.inf
     accumulate: int = 1
     gradient_clip: float = 1.0
+    beta_2: float = 0.98
     precision: Precision = "fp32"
     ema_decay: float = 0.995
     frozen: tuple[str, ...] = ()
@@ -124,7 +130,7 @@ class Trainer:
         self.settings = settings
         groups = parameter_groups(objective, settings.learning_rate, settings.weight_decay, learning_rate_scales)
         self.base_rates: list[float] = [group["lr"] for group in groups]
-        self.optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98))
+        self.optimizer = torch.optim.AdamW(groups, betas=(0.9, settings.beta_2))
         self.device_type = next(objective.parameters()).device.type
         self.scaler = torch.amp.GradScaler(enabled=settings.precision == "fp16" and self.device_type == "cuda")
         self.step = 0
@@ -135,6 +141,7 @@ class Trainer:
         self.listener = listener
         self._stop = False
         self._validated: dict[str, float] = {}
+        self._validated_at = (0, 0.0)  # step and seconds of the last validation
         folder.mkdir(parents=True, exist_ok=True)
         self._board = _summary_writer(folder) if tensorboard and self.leads else None
 
@@ -160,9 +167,13 @@ class Trainer:
             if state.get("scaler"):
                 self.scaler.load_state_dict(state["scaler"])
             self.step, self.elapsed_s, self.best_score = state["step"], state["elapsed_s"], state["best_score"]
+            self._validated_at = tuple(state.get("validated_at", (self.step, self.elapsed_s)))
         except (KeyError, RuntimeError, ValueError) as error:
             reason = str(error).splitlines()[0]
             raise AvssegError(f"{printable(path)}: is of another model ({reason}). Choose another folder") from error
+        if self.leads:
+            for name in LOGS:
+                _forget_after(self.folder / name, self.step)
         return True
 
     def save(self, name: str) -> None:
@@ -175,6 +186,7 @@ class Trainer:
             "step": self.step,
             "elapsed_s": self.elapsed_s,
             "best_score": self.best_score,
+            "validated_at": list(self._validated_at),
         }
         save_checkpoint(self.folder / name, state)
 
@@ -184,8 +196,7 @@ class Trainer:
         Raises AvssegError, naming the batch, when the loss is no longer finite, and Interrupted after `request_stop`.
         """
         settings = self.settings
-        saved = validated = self.elapsed_s
-        validated_step = self.step
+        saved = self.elapsed_s
         logged: dict[str, list[float]] = {}
         self.objective.train()
         clock = time.monotonic()
@@ -195,7 +206,7 @@ class Trainer:
             if not group:
                 return
             self._set_learning_rate()
-            values = self._update(group)
+            values = self._over_processes(self._update(group))
             self.step += 1
             now = time.monotonic()
             values["wait_share"] = waited / max(now - clock, 1e-9)
@@ -203,22 +214,30 @@ class Trainer:
             for name, value in values.items():
                 logged.setdefault(name, []).append(value)
             finished = self.progress >= until
+            stop = self._stop  # as all processes agreed; a later request counts at the next step
             if self.leads:
                 if self.step % settings.log_every == 0:
                     self._log("train.csv", {name: _mean(v) for name, v in logged.items()})
                     logged = {}
                 if self.listener:
                     self.listener(self._report(values))
-                due = self.elapsed_s - validated > settings.validate_minutes * 60
-                due = due or self.step - validated_step >= settings.validate_steps
-                if validate and (finished or due) and not self._stop:
-                    validated, validated_step = self.elapsed_s, self.step
+                    stop = stop or (self._stop and not self.distributed)
+                if validate and not stop and (finished or self._due()):
                     self._validate(validate)
-                if finished or self._stop or self.elapsed_s - saved > settings.checkpoint_minutes * 60:
+                if finished or stop or self.elapsed_s - saved > settings.checkpoint_minutes * 60:
                     saved = self.elapsed_s
                     self.save("last.pt")
-            if self._stop and not finished:
+            if stop and not finished:
                 raise Interrupted
+        if validate and self.leads and not self._stop and self._validated_at[0] < self.step and self.progress >= 1:
+            self._validate(validate)  # a run that was stopped in its last step
+
+    def _due(self) -> bool:
+        step, elapsed_s = self._validated_at
+        settings = self.settings
+        return (
+            self.elapsed_s - elapsed_s > settings.validate_minutes * 60 or self.step - step >= settings.validate_steps
+        )
 
     def _next_batches(self, source: Iterator[Any]) -> tuple[list[Any], float]:
         """The batches of one step, and the seconds that they were waited for."""
@@ -248,13 +267,15 @@ class Trainer:
             self.scaler.scale(loss / len(group)).backward()
             for name, value in {"loss": loss.item(), **logged}.items():
                 totals.setdefault(name, []).append(value)
-        self.scaler.unscale_(self.optimizer)
+        # averaged first: what overflows in one process must make all of them skip the step
         self._average_gradients()
+        self.scaler.unscale_(self.optimizer)
         if self.step < settings.frozen_steps:
             for name, parameter in self.objective.named_parameters():
                 if name.startswith(settings.frozen):
                     parameter.grad = None
-        norm = nn.utils.clip_grad_norm_(self.objective.parameters(), settings.gradient_clip)
+        limit = settings.gradient_clip or math.inf
+        norm = nn.utils.clip_grad_norm_(self.objective.parameters(), limit)
         if not torch.isfinite(norm) and not self.scaler.is_enabled():
             raise AvssegError(
                 f"{printable(self.folder)}: the gradient is {norm.item()} at step {self.step}{_names(group[0])}. "
@@ -280,6 +301,16 @@ class Trainer:
         flat /= torch.distributed.get_world_size()
         for gradient, part in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
             gradient.copy_(part.view_as(gradient))
+
+    def _over_processes(self, values: dict[str, float]) -> dict[str, float]:
+        """The means over all processes, of those in which a value is a number."""
+        if not self.distributed:
+            return values
+        present = torch.tensor([not math.isnan(value) for value in values.values()], dtype=torch.float64)
+        total = torch.tensor([0.0 if math.isnan(value) else value for value in values.values()], dtype=torch.float64)
+        both = torch.stack([total, present])
+        torch.distributed.all_reduce(both)
+        return dict(zip(values, (both[0] / both[1]).tolist(), strict=True))
 
     def _agreed(self, seconds: float) -> float:
         """Rank 0's clock, and whether any process was asked to stop, so that all end at the same step."""
@@ -314,11 +345,14 @@ class Trainer:
 
     def _validate(self, validate: Validation) -> None:
         scores = dict(validate(self.average))
+        self._validated_at = (self.step, self.elapsed_s)
         self._validated = scores
         self._log("val.csv", scores)
         logger.info("step %d: %s", self.step, {name: round(value, 4) for name, value in scores.items()})
         if scores["score"] > self.best_score:
             self.best_score = scores["score"]
+            # the score must be known before the file is replaced, or a run killed between would forget it
+            self.save("last.pt")
             self.save("best.pt")
 
     def _report(self, values: Mapping[str, float]) -> Progress:
@@ -338,6 +372,16 @@ class Trainer:
             for key, value in values.items():
                 self._board.add_scalar(f"{path.stem}/{key}", value, self.step)
             self._board.flush()
+
+
+def _forget_after(log: Path, step: int) -> None:
+    """Drops the lines that a killed run wrote beyond its last checkpoint: they come again."""
+    if not log.is_file():
+        return
+    with log.open(newline="") as file:
+        header, *rows = list(csv.reader(file)) or [[]]
+    with written_whole(log) as partial, partial.open("w", newline="") as file:
+        csv.writer(file).writerows([header, *(row for row in rows if row and int(row[0]) <= step)])
 
 
 def _names(batch: Any) -> str:

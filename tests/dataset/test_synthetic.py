@@ -122,6 +122,11 @@ def test_sounding_masks_ignore_pixels_of_nobody() -> None:
     assert sounding_masks(owner, np.array([[False], [True]])).tolist() == [[[False, False], [True, False]]]
 
 
+def test_scenes_may_last_a_second() -> None:
+    scenes = [draw_scene(seed, split="train", seconds=1) for seed in range(40)]
+    assert all(description.seconds == 1 for description in scenes)
+
+
 def test_motion_is_continuous() -> None:
     for seed in range(20):
         for thing in draw_scene(seed, split="train").objects:

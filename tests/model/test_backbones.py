@@ -44,7 +44,7 @@ def test_resnet50_has_torchvision_names_and_size() -> None:
     assert channels == (256, 512, 1024, 2048)
 
 
-@pytest.mark.parametrize("name", ["pvt_v2_b0", "resnet50"])
+@pytest.mark.parametrize("name", ["pvt_v2_b0", "resnet50", "resnet18_slim"])
 def test_four_scales(name: str) -> None:
     backbone, channels = build_backbone(name)
     features = backbone.eval()(torch.randn(2, 3, 64, 96))

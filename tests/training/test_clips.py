@@ -129,6 +129,15 @@ def test_semantic_loss_prefers_the_truth_and_skips_the_unknown() -> None:
     assert semantic_loss([mixed], target, annotated) < 0.01
 
 
+def test_binary_cross_entropy_is_that_of_each_class_against_the_rest() -> None:
+    generator = torch.Generator().manual_seed(2)
+    logits = torch.randn(1, 1, 3, 4, 4, generator=generator)
+    target = torch.randint(0, 3, (1, 1, 4, 4), generator=generator).to(torch.uint8)
+    truth = torch.stack([target == k for k in range(3)], dim=2).float()
+    wanted = torch.nn.functional.binary_cross_entropy_with_logits(logits, truth)
+    assert torch.allclose(semantic_loss([logits], target, binary=True, dice_weight=0.0), wanted)
+
+
 def test_weights_between_0_and_1_count_frames_in_part() -> None:
     generator = torch.Generator().manual_seed(1)
     logits, target = torch.randn(1, 2, 1, 6, 6, generator=generator), torch.rand(1, 2, 6, 6, generator=generator) > 0.5

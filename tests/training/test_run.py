@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -60,12 +61,46 @@ def test_interrupted_and_resumed_equals_uninterrupted(tmp_path: Path, quick: Tra
     assert (tmp_path / "parts" / "last.safetensors").exists()
     again = TrainingRun(tmp_path / "parts", replace(quick, workers=1), resume=True)
     again.train()
-    assert states_equal(tmp_path / "whole" / "last.pt", tmp_path / "parts" / "last.pt")
+    for name in ("last.pt", "best.pt"):
+        assert states_equal(tmp_path / "whole" / name, tmp_path / "parts" / name)
+
+
+def test_a_run_stopped_in_its_last_step_is_validated_when_it_goes_on(tmp_path: Path, quick: TrainingSettings) -> None:
+    def stop(progress: Progress) -> None:
+        if progress.step == 4:
+            run.trainer.request_stop()
+
+    run = TrainingRun(tmp_path / "run", quick, listener=stop)
+    run.train()
+    assert not (tmp_path / "run" / "val.csv").exists()
+    TrainingRun(tmp_path / "run", quick, resume=True).train()
+    assert (tmp_path / "run" / "best.safetensors").exists()
+
+
+def test_a_killed_run_forgets_what_comes_again(tmp_path: Path, quick: TrainingSettings) -> None:
+    TrainingRun(tmp_path / "run", replace(quick, epochs=1)).train()
+    log = tmp_path / "run" / "train.csv"
+    whole = log.read_text()
+    log.write_text(whole + whole.splitlines()[-1].replace("2,", "4,", 1) + "\n")
+    TrainingRun(tmp_path / "run", replace(quick, epochs=1), resume=True)
+    assert log.read_text().splitlines() == whole.splitlines()
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_damaged_file_is_named(tmp_path: Path, scenes: Path, quick: TrainingSettings, workers: int) -> None:
+    damaged = tmp_path / "scenes"
+    shutil.copytree(scenes, damaged)
+    for path in damaged.glob("Multi-sources/ms3_data/visual_frames/train_*/*_1.png"):
+        path.write_bytes(path.read_bytes()[:40])
+    run = TrainingRun(tmp_path / "run", replace(quick, data=str(damaged), workers=workers))
+    with pytest.raises(DataError, match=r"\.png: not an image that can be read") as caught:
+        run.train()
+    assert "\n" not in str(caught.value)
 
 
 def test_accumulation_equals_a_larger_batch(tmp_path: Path, quick: TrainingSettings) -> None:
     # batch statistics see single batches, so they are left alone
-    settings = replace(quick, frozen_statistics="yes", epochs=1, augment=False, gradient_clip=1e9)
+    settings = replace(quick, frozen_statistics="yes", drop_path=0.0, epochs=1, augment=False, gradient_clip=1e9)
     TrainingRun(tmp_path / "large", replace(settings, batch=4)).train()
     TrainingRun(tmp_path / "parts", replace(settings, batch=2, accumulate=2)).train()
     large, parts = (load_checkpoint(tmp_path / name / "last.pt")["objective"] for name in ("large", "parts"))
@@ -83,7 +118,8 @@ def _one_of_two(rank: int, folder: Path, settings: TrainingSettings) -> None:
 
 
 def test_two_processes_have_the_loss_of_one_with_the_doubled_batch(tmp_path: Path, quick: TrainingSettings) -> None:
-    settings = replace(quick, frozen_statistics="yes", batch=2)
+    # dropped paths are drawn anew for every batch
+    settings = replace(quick, frozen_statistics="yes", drop_path=0.0, batch=2)
     TrainingRun(tmp_path / "one", replace(settings, batch=4)).train()
     torch.multiprocessing.spawn(_one_of_two, (tmp_path, settings), nprocs=2)
     curves = []
@@ -91,6 +127,8 @@ def test_two_processes_have_the_loss_of_one_with_the_doubled_batch(tmp_path: Pat
         with (tmp_path / name / "train.csv").open() as file:
             curves.append([row for row in csv.DictReader(file)])
     assert [row["step"] for row in curves[0]] == [row["step"] for row in curves[1]] == ["1", "2"]
+    for alone, shared in zip(*curves, strict=True):
+        assert float(shared["loss"]) == pytest.approx(float(alone["loss"]), rel=1e-4)
     one, two = (load_checkpoint(tmp_path / name / "last.pt")["objective"] for name in ("one", "two"))
     for name, tensor in one.items():
         if tensor.is_floating_point():

@@ -19,6 +19,8 @@ def test_the_papers_recipe(subset: str, size: int, batch: int, epochs: int) -> N
     assert (settings.size, settings.batch, settings.epochs) == (size, batch, epochs)
     assert (settings.learning_rate, settings.schedule, settings.warmup_steps) == (2e-5, "constant", 0)
     assert settings.model == "avs-mamba-pvt-v2-b5"
+    assert (settings.dice_weight, settings.bce_weight) == ((0.0, 1.0) if subset == "avss" else (1.0, 0.0))
+    assert (settings.gradient_clip, settings.beta_2) == (0.0, 0.999)
     assert settings.num_classes == (71 if subset == "avss" else 1)
 
 
@@ -38,8 +40,11 @@ def test_a_file_keeps_every_setting(tmp_path: Path) -> None:
         ({"subset": "s5"}, "subset is 's5'. Choose one of: s4, ms3, avss"),
         ({"epochs": 0}, "no end"),
         ({"ema_decay": 1.0}, "ema_decay"),
-        ({"learning_rate": -1.0}, "must not be negative"),
+        ({"learning_rate": -1.0}, "not negative"),
         ({"precision": "fp8"}, "precision"),
+        ({"seed": -1}, "seed is -1"),
+        ({"learning_rate": float("nan")}, "learning_rate is nan"),
+        ({"start_from": "a", "backbone": "resnet50"}, "brings its own model"),
     ],
 )
 def test_wrong_settings_are_named(changes: dict[str, object], message: str) -> None:
