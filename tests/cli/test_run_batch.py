@@ -454,7 +454,9 @@ def test_ctrl_c_ends_a_batch_within_two_seconds_and_the_next_run_goes_on(
 @posix_only
 def test_a_second_ctrl_c_ends_at_once(clip: Path, tmp_path: Path) -> None:
     program = (
-        "import sys, time, avsseg.cli, avsseg.writers.base as base\n"
+        "import signal, sys, time, avsseg.cli, avsseg.writers.base as base\n"
+        # a test run in a shell's background inherits an ignored SIGINT, which avsseg leaves as it is
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "def slow(self):\n    print('cleaning', flush=True)\n    time.sleep(60)\n"
         "base.PartialOutput.discard = base.PartialOutput.commit = slow\n"
         "avsseg.cli.main()\n"

@@ -92,8 +92,9 @@ def test_ctrl_c_keeps_the_state_and_resume_goes_on(scenes: Path, tmp_path: Path)
     run = tmp_path / "run"
     command = [
         sys.executable,
-        "-m",
-        "avsseg",
+        "-c",
+        # a test run in a shell's background inherits an ignored SIGINT, which avsseg leaves as it is
+        "import signal, avsseg.cli; signal.signal(signal.SIGINT, signal.default_int_handler); avsseg.cli.main()",
         *arguments(scenes, run, "--epochs", "500", "--set", "validate-minutes=99"),
     ]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
