@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFilter
 
-from avsseg.data import compose, compose_scene
+from avsseg.data import compose_canvas, compose_scene
 from avsseg.data.compose import ComposedClip, class_counts, compose_clip, with_sound
 from avsseg.data.compose_pool import ComposeSettings, SplitSources
 from avsseg.data.compose_scene import Appearance
@@ -34,7 +34,7 @@ def train(sources: Sources) -> SplitSources:
 @pytest.fixture
 def plain(monkeypatch: pytest.MonkeyPatch) -> None:
     """Colours as they are in the pictures; the random numbers that changed them are still drawn."""
-    jitter, look = compose.colour_jitter, compose.draw_appearance
+    jitter, look = compose_canvas.colour_jitter, compose_canvas.draw_appearance
 
     def unchanged(image: Image.Image, rng: np.random.Generator) -> Image.Image:
         jitter(image, rng)
@@ -44,9 +44,9 @@ def plain(monkeypatch: pytest.MonkeyPatch) -> None:
         look(rng)
         return Appearance()
 
-    monkeypatch.setattr(compose, "colour_jitter", unchanged)
+    monkeypatch.setattr(compose_canvas, "colour_jitter", unchanged)
     monkeypatch.setattr(compose_scene, "colour_jitter", unchanged)
-    monkeypatch.setattr(compose, "draw_appearance", neutral)
+    monkeypatch.setattr(compose_canvas, "draw_appearance", neutral)
 
 
 @pytest.mark.usefixtures("plain")
@@ -102,7 +102,7 @@ def test_unknown_pixels_never_sound(train: SplitSources) -> None:
 
 
 def test_shares_of_the_cases(train: SplitSources) -> None:
-    cases = Counter(compose.draw_scene(train, seed)[0] for seed in range(400))
+    cases = Counter(compose_canvas.draw_scene(train, seed)[0] for seed in range(400))
     for case, share in {"one": 0.4, "two": 0.3, "several": 0.1, "none": 0.2}.items():
         assert cases[case] / 400 == pytest.approx(share, abs=0.07)
 
@@ -160,6 +160,7 @@ def test_a_seed_is_the_same_clip_in_another_process(source_folder: Path, train: 
         import hashlib, sys
         from pathlib import Path
         from avsseg.data.compose import *
+        from avsseg.data.compose_pool import ComposeSettings, SplitSources
         from avsseg.data.compose_sources import read_sources
         folder = Path(sys.argv[1])
         found = read_sources(folder / "images", folder / "masks", folder / "sounds", jobs=1)
