@@ -38,7 +38,7 @@ from avsseg.model.avs_mamba import AvsMamba, normalise
 from avsseg.model.config import preset
 from avsseg.training.checkpoints import load_checkpoint
 from avsseg.training.distributed import process_group
-from avsseg.training.objectives import AudioObjective, Batch, JointObjective, VisualObjective, frame_scores
+from avsseg.training.objectives import AudioObjective, Batch, JointObjective, VisualObjective, iou_and_silent_area
 from avsseg.training.trainer import Trainer, TrainerSettings
 from avsseg.weights.store import load_model, save_model
 
@@ -101,7 +101,7 @@ def validation(sources: Sources, *, mute: bool) -> Callable[[nn.Module], dict[st
             log_mel = log_mel_examples(torch.from_numpy(clip.waveform), [float(t) for t in range(clip.seconds)])
             if mute:
                 log_mel = torch.full_like(log_mel, SILENT_LOG_MEL)
-            iou, area = frame_scores(model(normalise(frames)[None], log_mel[None].to(device)), truth[None])
+            iou, area = iou_and_silent_area(model(normalise(frames)[None], log_mel[None].to(device)), truth[None])
             ious.append(iou)
             areas.append(area)
         m_j, silent_area = float(torch.cat(ious).nanmean()), float(torch.cat(areas).nanmean())

@@ -29,7 +29,7 @@ from avsseg.model.avs_mamba import AvsMamba, normalise
 from avsseg.model.config import preset
 from avsseg.training.checkpoints import load_checkpoint
 from avsseg.training.distributed import process_group
-from avsseg.training.objectives import AudioObjective, JointObjective, VisualObjective, frame_scores
+from avsseg.training.objectives import AudioObjective, JointObjective, VisualObjective, iou_and_silent_area
 from avsseg.training.trainer import Trainer, TrainerSettings
 from avsseg.weights.store import save_model
 
@@ -59,7 +59,7 @@ def validate(objective: nn.Module) -> dict[str, float]:
     for seed in VALIDATION_SEEDS:
         example = clip(seed, "val", settings)
         logits = objective.model(normalise(example["frames"])[None], example["log_mel"])
-        iou, area = frame_scores(logits, example["masks"])
+        iou, area = iou_and_silent_area(logits, example["masks"])
         ious.append(iou)
         areas.append(area)
     m_j, silent_area = float(torch.cat(ious).nanmean()), float(torch.cat(areas).nanmean())

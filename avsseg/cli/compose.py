@@ -40,7 +40,8 @@ walk_002) count as frames of one recording and stay together, as do equal files;
 such groups is in training alone. To choose yourself, add tables; they must list every file:
 
 IMAGES/splits.csv  [dim]columns name (dog/1 for dog/1.jpg), split (train, val or test) and, if wanted, kind (scene, or
-cutout: only ever pasted onto others, or backdrop: shows no class and needs no mask) and weight (0 to 1)[/dim]
+cutout: only ever pasted onto others, or backdrop: shows no class and needs no mask) and weight (0 to 1, how far the
+mask is to be trusted: noted in clips.json)[/dim]
 
 SOUNDS/splits.csv  [dim]columns name (dog/1.wav) and split[/dim]
 
@@ -95,7 +96,9 @@ def compose(
     """Compose a dataset from pictures with masks and recordings of your own classes, in AVSBench's MS3 layout.
 
     Pictures are panned, zoomed, put side by side and pasted into each other; sounds begin and end inside the clips.
-    Masks and times are exact. OUT gets frames, masks, wavs, mp4s and clips.json, which says what each clip is made of.
+    Masks and times are exact; pixels that a mask calls unknown (255) count as silent.
+
+    OUT gets frames, masks, wavs, mp4s and clips.json, which says what each clip is made of.
     """
     from rich.console import Console
     from rich.progress import Progress

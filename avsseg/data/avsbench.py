@@ -26,7 +26,6 @@ from avsseg.data.avsbench_layout import (
     Subset,
     list_clips,
     missing_sound,
-    subset_folder,
 )
 from avsseg.data.avss_classes import CLASS_NAMES
 from avsseg.data.log_mel_files import read_log_mel
@@ -87,7 +86,6 @@ class AvsBenchClips(Dataset[ClipExample]):
             raise UsageError(f"clips of {size} pixels with truth of {truth_size}: sizes are above 0")
         self.clips = list_clips(root, subset, split)
         self.root = root
-        self.root_folder = subset_folder(root, subset)
         self.subset: Subset = subset
         self.num_classes = len(CLASS_NAMES) if subset == "avss" else 1
         self.seconds = max(AVSS_SECONDS.values()) if subset == "avss" else SECONDS

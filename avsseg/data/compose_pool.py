@@ -68,7 +68,6 @@ class SplitSources:
     def __init__(self, sources: Sources, split: SplitName, settings: ComposeSettings) -> None:
         self.split = split
         self.classes = sources.classes
-        self.visible = sources.visible
         self.settings = settings
         self.pictures: dict[int, list[Picture]] = defaultdict(list)
         self.recordings: dict[int, list[NDArray[np.int16]]] = defaultdict(list)

@@ -15,10 +15,11 @@ with a dot are left out.
     SOUNDS/splits.csv          optional; columns: name (dog/1.wav) and split
 
 A `cutout` is pasted onto other pictures and never shown as it is; a `backdrop` shows no class, whatever its mask says,
-and needs none. `weight` is what the picture's truth counts in training. Without a table, splits are drawn by a hash of
-the names, about 80 % of a class train, 10 % val and 10 % test: names in one folder that differ in a number at their end
-only (frames of one recording), pictures of equal bytes and recordings of equal samples stay together; a class of fewer
-than three such groups is trained on alone.
+and needs none. `weight` is how far the picture's mask is to be trusted: scenes carry it and `data compose` notes it in
+clips.json; `avsseg train` counts all clips alike. Without a table, splits are drawn by a hash of the names, about 80 %
+of a class train, 10 % val and 10 % test: names in one folder that differ in a number at their end only (frames of one
+recording), pictures of equal bytes and recordings of equal samples stay together; a class of fewer than three such
+groups is trained on alone.
 """
 
 from __future__ import annotations

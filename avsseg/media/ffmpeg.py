@@ -264,9 +264,10 @@ class FfmpegProcess:
         assert code is not None, "the child still runs"
         if code == 0 or self._killed or self.stalled:
             return ""
-        if code < 0:
-            return f"was killed by signal {-code}"
-        return "was stopped from outside" if self._stopped() else f"failed with exit code {code}"
+        # SIGTERM ends ffmpeg as a signal until it has a handler, and by an exit code from then on
+        if code == -signal.SIGTERM or self._stopped():
+            return "was stopped from outside"
+        return f"was killed by signal {-code}" if code < 0 else f"failed with exit code {code}"
 
     def killed(self) -> str:
         """The remedy if a signal that was not ours ended the child, whose output is then cut anywhere; otherwise ""."""

@@ -154,7 +154,7 @@ class Journal:
                 raise
             os.fsync(self._descriptor)
         if event == "started":
-            self._begun = paths
+            self._begun += paths
         elif event == "done":
             self._worthless = False
 

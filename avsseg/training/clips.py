@@ -18,6 +18,7 @@ from avsseg.metrics.object import StrictObjectMetrics, frame_scores
 from avsseg.metrics.semantic import SemanticMetrics
 from avsseg.model.avs_mamba import AvsMamba, normalise
 from avsseg.training.losses import mask_loss, semantic_loss
+from avsseg.training.objectives import iou_and_silent_area, keep_statistics
 from avsseg.training.trainer import Validation
 
 # the log-mel of digital silence: ln 0.01
@@ -139,9 +140,7 @@ class ClipObjective(nn.Module):
         """Batch normalisation keeps its statistics if they are frozen."""
         super().train(mode)
         if self.frozen_statistics:
-            for module in self.model.modules():
-                if isinstance(module, nn.BatchNorm2d):
-                    module.eval()
+            keep_statistics(self.model)
         return self
 
     def forward(self, batch: ClipBatch) -> tuple[Tensor, dict[str, float]]:
@@ -157,10 +156,8 @@ class ClipObjective(nn.Module):
             loss = semantic_loss(layer_logits, masks, annotated, binary=self.binary, **self.weights)
             return loss * share, {}
         loss = mask_loss(layer_logits, masks, annotated, **self.weights)
-        with torch.no_grad():
-            scores = frame_scores(layer_logits[-1].detach().squeeze(2)[annotated].sigmoid(), masks[annotated] > 0)
-            iou = scores.iou[scores.truth > 0]
-        return loss * share, {"M_J": float(iou.mean()) if len(iou) else float("nan")}
+        iou, _ = iou_and_silent_area(layer_logits[-1], masks > 0)
+        return loss * share, {"M_J": float(iou[annotated.flatten()].nanmean())}
 
 
 def _tensor(batch: ClipBatch, name: str) -> Tensor:

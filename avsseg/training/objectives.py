@@ -35,6 +35,13 @@ def class_loss(logits: Tensor, labels: Tensor, foreground_weight: float, weight:
     return each.sum() / counted.sum().clamp(min=1)
 
 
+def keep_statistics(model: nn.Module) -> None:
+    """Batch normalisation works with the statistics that it has, and leaves them as they are."""
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.eval()
+
+
 class VisualObjective(nn.Module):
     """Class map of one picture from the backbone's four scales.
 
@@ -114,9 +121,7 @@ class JointObjective(nn.Module):
         """Batch normalisation keeps the encoders' statistics if asked: a few clips are no sample of all pictures."""
         super().train(mode)
         if self.frozen_statistics:
-            for module in self.model.modules():
-                if isinstance(module, nn.BatchNorm2d):
-                    module.eval()
+            keep_statistics(self.model)
         return self
 
     def forward(self, batch: Batch) -> tuple[Tensor, dict[str, float]]:
@@ -138,7 +143,7 @@ class JointObjective(nn.Module):
         labels = batch["labels"][..., 2::4, 2::4].repeat_interleave(variants, 0).flatten(0, 1)
         seen = class_loss(self.class_head(mask_feature), labels, self.foreground_weight, clip_weight.flatten())
         heard = F.binary_cross_entropy_with_logits(self.audio_head(embedding), batch["heard"].flatten(0, 1))
-        iou, silent_area = frame_scores(layer_logits[-1], masks)
+        iou, silent_area = iou_and_silent_area(layer_logits[-1], masks)
         logged = {
             "M_J": float(iou.nanmean()),
             "silent_area": float(silent_area.nanmean()),
@@ -149,7 +154,7 @@ class JointObjective(nn.Module):
 
 
 @torch.no_grad()
-def frame_scores(logits: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
+def iou_and_silent_area(logits: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
     """IoU of the frames with truth and predicted area fraction of the frames without; NaN where the other applies.
 
     logits (B, T, 1, H, W), masks (B, T, H, W) bool -> two (B * T,).

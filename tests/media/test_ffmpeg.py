@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -203,6 +204,17 @@ def test_run_ffmpeg_collects_both_streams_and_the_code():
     assert run_ffmpeg(python(code)) == ("out" + os.linesep, ["err"], 3)
     with pytest.raises(TimeoutError, match=r"0\.2 s"):
         run_ffmpeg(python("import time; time.sleep(60)"), stall_s=0.2)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="sends POSIX signals")
+@pytest.mark.parametrize(
+    ("number", "how"), [(signal.SIGTERM, "was stopped from outside"), (signal.SIGKILL, "was killed by signal 9")]
+)
+def test_a_child_that_another_program_ends_says_so(number, how):
+    with FfmpegProcess(["sleep", "60"]) as process:
+        os.kill(process.pid, number)
+        process.wait()
+        assert process.failure() == how
 
 
 def test_children_end_with_the_interpreter():

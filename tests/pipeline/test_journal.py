@@ -181,6 +181,13 @@ def test_a_result_of_an_interrupted_run_keeps_its_journal(tmp_path: Path) -> Non
     assert read_journal(tmp_path) == {"a.json": Trace(begun=ORIGIN)}
 
 
+def test_a_result_whose_end_could_not_be_noted_keeps_its_journal_whatever_came_after(tmp_path: Path) -> None:
+    with Journal(tmp_path, Shard()) as journal:
+        journal.append("started", ORIGIN, [result(tmp_path, "a.json")])
+        journal.append("started", OTHER, [tmp_path / "b.json"])
+    assert read_journal(tmp_path)["a.json"] == Trace(begun=ORIGIN)
+
+
 def test_a_full_disk_leaves_the_journal_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write = os.write
     with Journal(tmp_path, Shard()) as journal:
