@@ -130,7 +130,7 @@ class Trainer:
         self.settings = settings
         groups = parameter_groups(objective, settings.learning_rate, settings.weight_decay, learning_rate_scales)
         self.base_rates: list[float] = [group["lr"] for group in groups]
-        self.optimizer = torch.optim.AdamW(groups, betas=(0.9, settings.beta_2))
+        self.optimizer = torch.optim.AdamW(groups, betas=(0.9, settings.beta_2), fused=True)
         self.device_type = next(objective.parameters()).device.type
         self.scaler = torch.amp.GradScaler(enabled=settings.precision == "fp16" and self.device_type == "cuda")
         self.step = 0
@@ -328,11 +328,11 @@ class Trainer:
         # the average of the first steps must not be of the random start
         decay = min(self.settings.ema_decay, (self.step + 1) / (self.step + 10)) if self.settings.ema_decay else 0.0
         sources: dict[str, Tensor] = self.objective.state_dict()
-        for name, tensor in self.average.state_dict().items():
-            if tensor.is_floating_point():
-                tensor.lerp_(sources[name], 1 - decay)
-            else:
-                tensor.copy_(sources[name])
+        averages: dict[str, Tensor] = self.average.state_dict()
+        following = [name for name, tensor in averages.items() if tensor.is_floating_point()]
+        torch._foreach_lerp_([averages[n] for n in following], [sources[n] for n in following], 1 - decay)
+        for name in averages.keys() - set(following):
+            averages[name].copy_(sources[name])
 
     def _set_learning_rate(self) -> None:
         settings = self.settings
