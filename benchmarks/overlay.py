@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from avsseg.media.ffmpeg import file_url, find_ffmpeg
 from avsseg.media.probe import VideoInfo, probe
-from avsseg.media.render import Interpolation, OverlayRenderer
+from avsseg.media.render import Interpolation, VideoRenderer
 
 MASK_SIZE = 224
 BARS = {"hold": 1.15, "linear": 1.2}
@@ -84,7 +84,7 @@ def transcode_cpu_s(video: Path, output: Path) -> float:
 
 def overlay_cpu_s(info: VideoInfo, output: Path, masks: list[NDArray[np.float32]], interpolate: Interpolation) -> float:
     before = cpu_s()
-    with OverlayRenderer(
+    with VideoRenderer(
         info,
         output,
         rate=1.0,

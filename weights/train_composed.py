@@ -52,7 +52,9 @@ PICTURE_PHASES = ((0.8, 96), (1.0, SIZE))
 # because a step costs by the frame and what sounds is learned from many scenes
 PHASES = ((0.65, 1, 96, 6), (1.0, 4, SIZE, 2))
 FIRST_SEED = {"visual": 10_000_000, "audio": 20_000_000, "joint": 30_000_000}
-ENCODER_BATCH = {"visual": 16, "audio": 12}
+ENCODER_BATCH = {"visual": 16, "audio": 16}
+# what lies between a picture's two views; seconds of one recording teach less than seconds of two
+ENCODER_SECONDS = {"visual": 5, "audio": 2}
 VALIDATION_CLIPS = 60
 RANK_SEEDS = 1_000_000
 RATE_SCALES = {"model.visual_backbone.": 0.3, "model.audio_encoder.": 0.3}
@@ -152,6 +154,7 @@ def train(stage: str, options: argparse.Namespace) -> None:
             foreground_weight=FOREGROUND_WEIGHT,
             frozen_statistics=True,
         )
+        joint.audio_head.load_state_dict(pretrained(options.folder, "audio", "head."))
         scales = {f"objective.{name}": scale for name, scale in RATE_SCALES.items()}
         trainer = Trainer(
             OnDevice(joint, mute=options.mute).to(device),
@@ -171,7 +174,7 @@ def train(stage: str, options: argparse.Namespace) -> None:
     count = ENCODER_BATCH[stage]
     for until, size in PICTURE_PHASES if stage == "visual" else ((1.0, SIZE),):
         if trainer.progress < until:
-            clips = TrainingClips(sources, "train", DrawSettings(size=size))
+            clips = TrainingClips(sources, "train", DrawSettings(size=size, seconds=ENCODER_SECONDS[stage]))
             first_seed = FIRST_SEED[stage] + RANK_SEEDS * rank() + trainer.step * count
             draw = clips.picture if stage == "visual" else clips.sound
             trainer.train(batches(draw, first_seed, count, options.workers, collate), until=until)

@@ -37,7 +37,9 @@ avsseg run clip.mp4 --out masks/  [dim]a folder of PNG masks, one a second, and 
 
 avsseg run clip.mp4 --out masks.json --rate 4  [dim]COCO JSON, four masks a second[/dim]
 
-avsseg run clip.mp4 --out result --format overlay,masks,coco  [dim]all three in one folder[/dim]
+avsseg run clip.mp4 --out cutout.mov --format cutout  [dim]the sounding thing alone, ProRes 4444 with transparency[/dim]
+
+avsseg run clip.mp4 --out result --format overlay,masks,coco,csv  [dim]all four in one folder[/dim]
 
 avsseg run -r videos --out results --format coco  [dim]every video under videos/, mirrored under results/[/dim]
 
@@ -72,8 +74,8 @@ def run(
             "-o",
             metavar="PATH",
             help="Where the result goes. One input: a name that ends in .mp4, .mkv, .mov or .webm is an overlay video, "
-            ".json is COCO JSON, any other a folder of PNG masks (0 and 255; a palette for models of several classes). "
-            "Several inputs: a folder that mirrors theirs.",
+            ".json is COCO JSON, .csv a list of when something sounds, any other a folder of PNG masks (0 and 255; a "
+            "palette for models of several classes). Several inputs: a folder that mirrors theirs.",
             show_default=False,
             rich_help_panel=_OUTPUT,
         ),
@@ -83,8 +85,9 @@ def run(
         typer.Option(
             "--format",
             metavar="LIST",
-            help=f"One or more of {', '.join(FORMATS)}, with commas between. Default: what the suffix of --out says, "
-            "otherwise masks.",
+            help=f"One or more of {', '.join(FORMATS)}, with commas between. A matte is a video of the masks, white on "
+            "black; a cutout is the sounding thing alone, on transparency (.mov: ProRes 4444, .webm: VP9); csv says "
+            "when something sounds. Default: what the suffix of --out says, otherwise masks.",
             show_default=False,
             rich_help_panel=_OUTPUT,
         ),
@@ -100,7 +103,7 @@ def run(
     ] = OutputOptions.threshold,
     interpolate: Annotated[
         Interpolation,
-        typer.Option(help="Between two masks an overlay holds the nearer one or mixes both.", rich_help_panel=_OUTPUT),
+        typer.Option(help="Between two masks a video holds the nearer one or mixes both.", rich_help_panel=_OUTPUT),
     ] = OutputOptions.interpolate,
     overwrite: Annotated[
         bool,

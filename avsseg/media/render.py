@@ -1,4 +1,4 @@
-"""The overlay: a video with a colour laid over its masks, drawn by one ffmpeg process.
+"""Videos of the masks, drawn by one ffmpeg process: the overlay, the matte and the cutout.
 
 Masks go to ffmpeg's stdin as a stream of small RGBA pictures; scaling, blending, encoding and the copying of the sound
 happen inside ffmpeg, so that no full-size frame passes through Python.
@@ -12,63 +12,42 @@ import math
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal
+from typing import Literal
 
 import ffmpeg
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from avsseg.errors import EnvironmentFault, MediaError, OutputError, UsageError, printable
-from avsseg.media.ffmpeg import STALL_S, FfmpegProcess, command, encoders, file_url, media_input
-from avsseg.media.frames import audio_tracks, check_range, rational, seek_point, tone_map
-from avsseg.media.probe import VideoInfo, can_tone_map, probe
+from avsseg.errors import MediaError, OutputError, UsageError, printable
+from avsseg.media.ffmpeg import STALL_S, FfmpegProcess, command
+from avsseg.media.frames import check_range, rational
+from avsseg.media.probe import VideoInfo, probe
+from avsseg.media.render_graph import ARTICLE, CUTOUT_CONTAINERS, MUXERS, WHITE, Style, rendering
 
 LINEAR_MASKS_PER_S = 10  # as smooth as 30 to the eye, at a third of the scaling cost
-LONGEST_S = 4 * 3600.0  # of an overlay whose end is not known; 1/120000 s in 31 bits, the longest frame of MP4, is 5 h
-MUXERS = {"mp4": "mp4", "mov": "mov", "mkv": "matroska", "webm": "webm"}
-
-# What each container holds so that common players play it; Matroska holds whatever comes.
-COPIED_AUDIO = {
-    "mp4": frozenset({"aac", "mp3", "mp2", "ac3", "eac3", "opus", "alac"}),
-    "mov": frozenset({"aac", "mp3", "ac3", "eac3", "alac", "pcm_s16le", "pcm_s16be", "pcm_s24le", "pcm_s24be"}),
-    "webm": frozenset({"opus", "vorbis"}),
-}
 
 # What ffmpeg says of a place that cannot take a file
 FULL = ("No space left", "Disk quota exceeded", "File too large")
 REFUSED = ("Permission denied", "Read-only file system", "Operation not permitted")
 
-ADTS_CONTAINERS = frozenset({"mpegts", "mpeg", "wtv"})
-
-# The encoder's clock ticks once a frame by default, which moves the frames of a variable frame rate, or of a picture
-# that starts between two ticks. All common rates, 24000/1001 to 120, divide 120,000.
-EXACT_TIMES = {"enc_time_base": "1:120000"}
-
-H264_ENCODERS: tuple[tuple[str, dict[str, Any]], ...] = (
-    ("libx264", {"preset": "veryfast", "crf": 20, **EXACT_TIMES}),
-    ("libopenh264", {"b:v": "6M", **EXACT_TIMES}),
-    ("h264_videotoolbox", {"q:v": 60, **EXACT_TIMES}),
-    ("h264_mf", {"rate_control": "quality", "quality": 70, **EXACT_TIMES}),
-    ("mpeg4", {"q:v": 3}),  # its time base has 16 bits
-)
-VP9_ENCODERS: tuple[tuple[str, dict[str, Any]], ...] = (
-    ("libvpx-vp9", {"crf": 31, "b:v": 0, "deadline": "realtime", "cpu-used": 5, "row-mt": 1, **EXACT_TIMES}),
-    ("libvpx", {"crf": 10, "b:v": "4M", "deadline": "realtime", "cpu-used": 5, **EXACT_TIMES}),
-)
-
 Interpolation = Literal["hold", "linear"]
 
 
-class OverlayRenderer:
-    """Writes `info`'s video with `colour` laid over the masks it is given, in order, through `write`.
+class VideoRenderer:
+    """Writes a video of `info`'s frames and of the masks that it is given, in order, through `write`.
+
+    `style` says which: "overlay" is the video with `colour` laid over the masks at `opacity`; "matte" is the masks
+    alone, white on black, without sound; "cutout" is the video with the masks as its transparency (straight alpha: the
+    colours are those of the input everywhere). `colour` and `opacity` are for overlays.
 
     Mask k covers ``[start_s + k / rate, start_s + (k + 1) / rate)``; with ``interpolate="linear"`` the strength runs
     linearly between the middles of those intervals. The last mask stays to the end of the video, and masks beyond it
     are ignored. Masks may come as slowly as they like.
 
     Size, frame timestamps, orientation, pixel aspect, colour tags and all audio tracks are those of the input; odd
-    sizes grow by one pixel, and audio that the container cannot hold is re-encoded; `warnings` tells of such changes.
-    The file is written to exactly `output_path`, in the format of `container` ("mp4", "mkv", "mov" or "webm"); errors
+    sizes grow by one pixel (not those of cutouts), and audio that the container cannot hold is re-encoded; `warnings`
+    tells of such changes. The file is written to exactly `output_path`, in the format of `container` ("mp4", "mkv",
+    "mov" or "webm"; a cutout is ProRes 4444 in "mov" and "mkv", VP9 in "webm", and impossible in "mp4"); errors
     speak of `display_path` where that is given, such as the name that the file will have once complete.
 
     Leaving the `with` block normally completes the file; leaving it by an exception ends ffmpeg and leaves whatever was
@@ -83,8 +62,9 @@ class OverlayRenderer:
         rate: float,
         mask_width: int,
         mask_height: int,
-        colour: tuple[int, int, int],
-        opacity: float,
+        style: Style = "overlay",
+        colour: tuple[int, int, int] = WHITE,
+        opacity: float = 1.0,
         container: str = "mp4",
         interpolate: Interpolation = "hold",
         start_s: float = 0.0,
@@ -92,13 +72,15 @@ class OverlayRenderer:
         display_path: Path | None = None,
         stall_s: float = STALL_S,
     ) -> None:
-        if container not in MUXERS:
-            raise UsageError(f"an overlay cannot be a .{container} file. Choose one of: {', '.join(sorted(MUXERS))}.")
+        possible = CUTOUT_CONTAINERS if style == "cutout" else sorted(MUXERS)
+        if container not in possible:
+            raise UsageError(f"{ARTICLE[style]} cannot be a .{container} file. Choose one of: {', '.join(possible)}.")
         if not 0 <= opacity <= 1:
             raise UsageError(f"opacity {opacity:g} is not between 0 and 1.")
         check_range(info, rate=rate, start_s=start_s, end_s=end_s)
         self._path = Path(output_path)
         self._name = printable(display_path or self._path)
+        self._style = style
         self._stall_s = stall_s
         self._shape = (mask_height, mask_width)
         steps = max(2, int(LINEAR_MASKS_PER_S / rate)) if interpolate == "linear" else 1
@@ -113,7 +95,7 @@ class OverlayRenderer:
             video_size=self._shape[::-1],
             framerate=str(rational(rate) * steps),
         )
-        output, self.warnings = _output(info, self._path, masks, container, start_s, end_s)
+        output, self.warnings = rendering(info, self._path, masks, style, container, start_s, end_s)
         arguments = command(output)
         self._process: FfmpegProcess | None = FfmpegProcess(
             arguments, stdin=True, stall_s=stall_s, progress=functools.partial(_file_state, self._path)
@@ -159,7 +141,7 @@ class OverlayRenderer:
             self._process.close()
             self._process = None
 
-    def __enter__(self) -> OverlayRenderer:
+    def __enter__(self) -> VideoRenderer:
         return self
 
     def __exit__(
@@ -200,11 +182,13 @@ class OverlayRenderer:
                 f"{self._name}: rendering made no progress for {self._stall_s:g} s. The input may be damaged."
             )
         if killed:
-            raise OutputError(f"{self._name}: ffmpeg {self._process.failure()} while it wrote the overlay. {killed}")
+            raise OutputError(
+                f"{self._name}: ffmpeg {self._process.failure()} while it wrote the {self._style}. {killed}"
+            )
         if code != 0 or any(line.startswith("Error writing trailer") for line in lines):
-            raise OutputError(f"{self._name}: ffmpeg could not write the overlay: {reason}.{_next_step(reason)}")
+            raise OutputError(f"{self._name}: ffmpeg could not write the {self._style}: {reason}.{_next_step(reason)}")
         if _file_state(self._path) is None:
-            raise OutputError(f"{self._name}: ffmpeg wrote no overlay: {reason}.{_next_step(reason)}")
+            raise OutputError(f"{self._name}: ffmpeg wrote no {self._style}: {reason}.{_next_step(reason)}")
         if self._is_part:
             try:
                 probe(self._path, stall_s=self._stall_s)
@@ -241,102 +225,6 @@ class _Interpolator:
         while self._last is not None and self._made < self._steps * self._taken:
             yield self._last
             self._made += 1
-
-
-def _output(
-    info: VideoInfo, path: Path, masks: Any, container: str, start_s: float, end_s: float | None
-) -> tuple[Any, tuple[str, ...]]:
-    """The ffmpeg-python output node: graph, encoders and container; and what of it the user should know."""
-    seek_s = seek_point(start_s)
-    source = media_input(info.path, **{"reinit_filter:v": 0}, **({"ss": f"{seek_s:.6f}"} if seek_s else {}))
-    # Scaling does nothing to most videos, and keeps those in shape that change their size on the way.
-    picture = tone_map(info, source["V:0"]).filter("scale", info.width, info.height)
-    # To planes first, at low resolution: four planes scale faster than packed RGBA.
-    masks = masks.filter("scale", "iw", "ih", out_color_matrix=_color_matrix(info)).filter("format", "yuva420p")
-    masks = masks.filter("scale", info.width, info.height, flags="bilinear")
-    if start_s:
-        masks = masks.filter("settb", "1/1000000").filter("setpts", f"PTS+{round((start_s - seek_s) * 1e6)}")
-    right, bottom = info.width % 2, info.height % 2
-    if right or bottom:
-        # 4:2:0 video has even sides: the last column and row are repeated. Until then in 4:4:4, since on subsampled
-        # pictures the filters leave out half a chroma sample, and with it that column and row.
-        picture = picture.filter("format", "yuv444p").filter("pad", info.width + right, info.height + bottom)
-        picture = picture.filter("fillborders", right=right, bottom=bottom, mode="smear")
-    picture = ffmpeg.filter([picture, masks], "overlay", shortest=1)
-    picture = picture.filter("format", "yuv420p")
-    tracks, audio_options, warnings = _audio(info, source, container)
-    if info.is_hdr and not can_tone_map():
-        warnings.append("the HDR picture is kept as it is in 8 bits and may look wrong; an ffmpeg with zscale maps it")
-    options: dict[str, Any] = {"fps_mode": "passthrough", "max_muxing_queue_size": 4096, **audio_options}
-    options["max_error_rate"] = 1  # however damaged, what can be read is rendered
-    encoder, encoder_options = _video_encoder(container)
-    options.update({"c:v": encoder, **encoder_options})
-    preferred = _encoder_candidates(container)[0][0]
-    if encoder != preferred:
-        warnings.append(f"this ffmpeg has no {preferred}; the overlay is encoded with {encoder}")
-    if start_s:
-        options["ss"] = f"{start_s - seek_s:.6f}"
-    if end_s is None and info.duration_s is not None:
-        # Timestamps of a damaged file may jump to far beyond its end, and no container takes them there. The duration
-        # that it announces may be far too short, though.
-        end_s = max(1.5 * info.duration_s + 60, LONGEST_S)
-    if end_s is not None:
-        options["t"] = f"{end_s - start_s:.6f}"
-    if MUXERS[container] in ("mp4", "mov"):
-        options["movflags"] = "+faststart"
-    output = ffmpeg.output(picture, *tracks, file_url(path), format=MUXERS[container], **options)
-    return output, tuple(warnings)
-
-
-def _color_matrix(info: VideoInfo) -> str:
-    """The name that ffmpeg's scale filter has for the matrix of the picture under the masks."""
-    if info.is_hdr and can_tone_map():
-        return "bt709"
-    known = {"bt709": "bt709", "bt2020nc": "bt2020", "bt2020c": "bt2020", "smpte240m": "smpte240m", "fcc": "fcc"}
-    return known.get(info.color_space or "", "bt601")
-
-
-def _encoder_candidates(container: str) -> tuple[tuple[str, dict[str, Any]], ...]:
-    return VP9_ENCODERS if container == "webm" else H264_ENCODERS
-
-
-def _video_encoder(container: str) -> tuple[str, dict[str, Any]]:
-    candidates = _encoder_candidates(container)
-    available = encoders()
-    for name, options in candidates:
-        if name in available:
-            return name, options
-    raise EnvironmentFault(
-        f"This ffmpeg has no encoder for .{container} overlays ({', '.join(name for name, _ in candidates)}). "
-        "Run `pip install imageio-ffmpeg` and unset AVSSEG_FFMPEG."
-    )
-
-
-def _audio(info: VideoInfo, source: Any, container: str) -> tuple[list[Any], dict[str, Any], list[str]]:
-    """The audio tracks to map, how each is coded (copied wherever the container takes it), what is not as it was."""
-    warnings: list[str] = []
-    tracks: list[Any] = []
-    options: dict[str, Any] = {}
-    for track, index in enumerate(audio_tracks(info)):
-        codec = info.audio_codecs[index]
-        tracks.append(source[f"a:{index}"])
-        if container not in COPIED_AUDIO or codec in COPIED_AUDIO[container]:
-            options[f"c:a:{track}"] = "copy"
-            if codec == "aac" and info.container in ADTS_CONTAINERS:
-                # The muxer inserts this filter itself, but then one damaged packet ends the whole file.
-                options[f"bsf:a:{track}"] = "aac_adtstoasc"
-        elif container == "webm":
-            options[f"c:a:{track}"] = "libopus"
-            # libopus refuses layouts such as 5.1(side), which most 5.1 tracks have.
-            options[f"filter:a:{track}"] = "aformat=channel_layouts=7.1|5.1|stereo|mono"
-        else:
-            options[f"c:a:{track}"] = "aac"
-        if options[f"c:a:{track}"] != "copy":
-            written = "Opus" if container == "webm" else "AAC"
-            warnings.append(f"a .{container} file cannot hold its {codec} audio; it is re-encoded as {written}")
-    if len(tracks) < len(info.audio_codecs):
-        warnings.append("an audio track of unknown codec is left out of the overlay")
-    return tracks, options, list(dict.fromkeys(warnings))
 
 
 def _file_state(path: Path) -> tuple[int, int] | None:

@@ -282,17 +282,21 @@ def opened_writers(job: Job, wanted: Sequence[Format], options: OutputOptions) -
 
 
 def new_writer(name: Format, target: Path, options: OutputOptions) -> Writer:
-    if name == "overlay":
-        from avsseg.writers.overlay import OverlayWriter
-
-        return OverlayWriter(target, interpolate=options.interpolate)
     if name == "masks":
         from avsseg.writers.masks import MaskFolderWriter
 
         return MaskFolderWriter(target)
-    from avsseg.writers.coco import CocoWriter
+    if name == "coco":
+        from avsseg.writers.coco import CocoWriter
 
-    return CocoWriter(target)
+        return CocoWriter(target)
+    if name == "csv":
+        from avsseg.writers.intervals import IntervalWriter
+
+        return IntervalWriter(target)
+    from avsseg.writers.video import VideoWriter
+
+    return VideoWriter(target, name, interpolate=options.interpolate)
 
 
 def track_settings(track: MaskTrack, options: SegmentOptions, output_options: OutputOptions) -> TrackSettings:

@@ -11,11 +11,13 @@ from avsseg.weights.registry import DEFAULT_MODEL
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 Interpolation = Literal["hold", "linear"]
-Format = Literal["overlay", "masks", "coco"]
+Format = Literal["overlay", "masks", "coco", "matte", "cutout", "csv"]
 
 LARGEST_SIZE = 4096
 
-FORMATS: tuple[Format, ...] = ("overlay", "masks", "coco")
+FORMATS: tuple[Format, ...] = ("overlay", "masks", "coco", "matte", "cutout", "csv")
+# those rendered at the video's own rate, which `interpolate` is about
+VIDEO_FORMATS: tuple[Format, ...] = ("overlay", "matte", "cutout")
 
 
 @dataclass(frozen=True)
@@ -83,7 +85,7 @@ class OutputOptions:
 
     Attributes:
         threshold: probability above which a pixel sounds; for a model with one class.
-        interpolate: what an overlay shows between two masks: the nearer one or their mixture.
+        interpolate: what a video (overlay, matte, cutout) shows between two masks: the nearer one or their mixture.
         overwrite: redo finished outputs instead of keeping them.
         strict: a damaged video is an error instead of a warning.
     """

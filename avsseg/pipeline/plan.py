@@ -16,8 +16,15 @@ from avsseg.errors import UsageError, printable
 from avsseg.pipeline.options import FORMATS, Format
 from avsseg.writers.base import blocking, is_mask_folder
 
-OVERLAY_SUFFIXES = (".mp4", ".mkv", ".mov", ".webm")
-COCO_SUFFIX = ".json"
+# of the file that each format is, the usual one first; masks are a folder
+SUFFIXES: Mapping[Format, tuple[str, ...]] = {
+    "overlay": (".mp4", ".mkv", ".mov", ".webm"),
+    "masks": (),
+    "coco": (".json",),
+    "matte": (".mp4", ".mkv", ".mov", ".webm"),
+    "cutout": (".mov", ".webm", ".mkv"),
+    "csv": (".csv",),
+}
 # what a folder is searched for; a file that is named itself may have any suffix
 VIDEO_SUFFIXES = frozenset(
     f".{name}"
@@ -150,7 +157,7 @@ def choose_formats(requested: str | None, out: Path, *, several: bool) -> tuple[
     by_suffix = format_of_suffix(out)
     if requested is None:
         if not several and by_suffix is None and out.suffix.lower() in VIDEO_SUFFIXES:
-            raise UsageError(f"--out {printable(out)}: overlays are written as {', '.join(OVERLAY_SUFFIXES)}")
+            raise UsageError(f"--out {printable(out)}: overlays are written as {', '.join(SUFFIXES['overlay'])}")
         formats: tuple[Format, ...] = ((None if several else by_suffix) or "masks",)
     else:
         names = [name.strip() for name in requested.split(",") if name.strip()]
@@ -158,15 +165,26 @@ def choose_formats(requested: str | None, out: Path, *, several: bool) -> tuple[
         if unknown or not names:
             raise UsageError(f"--format {requested}: unknown format; choose from {', '.join(FORMATS)}")
         formats = tuple(name for name in FORMATS if name in names)
-    if by_suffix is not None and (several or formats != (by_suffix,)) and not os.path.isdir(out):
+    if by_suffix is not None and (several or not is_result(out, formats)) and not os.path.isdir(out):
+        if formats == ("cutout",) and not several:
+            possible = ", ".join(SUFFIXES["cutout"])
+            raise UsageError(f"--out {printable(out)}: cannot hold transparency; a cutout is written as {possible}")
         reason = "several inputs need" if several else f"--format {','.join(formats)} needs"
         raise UsageError(f"--out {printable(out)}: {reason} a folder, not a name that ends in {out.suffix}")
     return formats
 
 
 def format_of_suffix(path: Path) -> Format | None:
-    suffix = path.suffix.lower()
-    return "overlay" if suffix in OVERLAY_SUFFIXES else "coco" if suffix == COCO_SUFFIX else None
+    """The format that a name asks for by itself."""
+    formats: tuple[Format, ...] = ("overlay", "coco", "csv")
+    return next((name for name in formats if path.suffix.lower() in SUFFIXES[name]), None)
+
+
+def is_result(out: Path, formats: Sequence[Format]) -> bool:
+    """Whether `out` is, by its suffix, the one result of these formats for a single input."""
+    if len(formats) != 1:
+        return False
+    return out.suffix.lower() in SUFFIXES[formats[0]] or (formats[0] == "masks" and format_of_suffix(out) is None)
 
 
 def parse_shard(text: str) -> Shard:
@@ -185,7 +203,7 @@ def parse_shard(text: str) -> Shard:
 
 def results_folder(inputs: Inputs, out: Path, formats: Sequence[Format]) -> Path | None:
     """`out` if it is a folder that results are put into; None if it is the one result itself."""
-    return None if not inputs.several and tuple(formats) == (format_of_suffix(out) or "masks",) else out
+    return None if not inputs.several and is_result(out, formats) else out
 
 
 def plan_outputs(inputs: Inputs, out: Path, formats: Sequence[Format]) -> list[Job]:
@@ -225,12 +243,11 @@ def is_finished(output_format: Format, path: Path) -> bool:
 
 
 def _results_in(out: Path, mirrored: PurePath, formats: Sequence[Format]) -> dict[Format, Path]:
-    names: dict[Format, str] = {
-        "overlay": mirrored.stem + OVERLAY_SUFFIXES[0],
-        "masks": mirrored.stem,
-        "coco": mirrored.stem + COCO_SUFFIX,
+    tags: dict[Format, str] = {"matte": ".matte", "cutout": ".cutout"}  # beside an overlay of the same name
+    return {
+        name: out / mirrored.parent / (mirrored.stem + tags.get(name, "") + next(iter(SUFFIXES[name]), ""))
+        for name in formats
     }
-    return {name: out / mirrored.parent / names[name] for name in formats}
 
 
 def _refuse_collisions(jobs: Sequence[Job]) -> None:

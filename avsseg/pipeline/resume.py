@@ -10,12 +10,12 @@ from pathlib import Path
 
 from avsseg.errors import UsageError, printable
 from avsseg.pipeline.journal import History, Origin, Trace, journal_key, output_size
-from avsseg.pipeline.options import Format, ModelOptions, OutputOptions, SegmentOptions
+from avsseg.pipeline.options import VIDEO_FORMATS, Format, ModelOptions, OutputOptions, SegmentOptions
 from avsseg.pipeline.plan import Job
 from avsseg.weights.registry import shipped_weights
 from avsseg.writers.base import MASK_FOLDER_MARK
 
-OVERLAY_SETTINGS = frozenset({"interpolate"})  # other formats do not depend on them
+VIDEO_SETTINGS = frozenset({"interpolate"})  # other formats do not depend on them
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ def difference(made: Origin, wanted: Origin, output_format: Format) -> str:
         f"{key} {made.settings.get(key)}, now {wanted.settings.get(key)}"
         for key in sorted({*made.settings, *wanted.settings})
         if made.settings.get(key) != wanted.settings.get(key)
-        and (output_format == "overlay" or key not in OVERLAY_SETTINGS)
+        and (output_format in VIDEO_FORMATS or key not in VIDEO_SETTINGS)
     ]
     return f"with other settings ({'; '.join(changes)})" if changes else ""
 

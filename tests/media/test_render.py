@@ -20,7 +20,7 @@ from avsseg.errors import EnvironmentFault, OutputError, UsageError
 from avsseg.media.ffmpeg import find_ffmpeg
 from avsseg.media.frames import sample_frames
 from avsseg.media.probe import VideoInfo, probe
-from avsseg.media.render import OverlayRenderer
+from avsseg.media.render import VideoRenderer
 
 MASK_HEIGHT, MASK_WIDTH = 24, 40
 RED = {"colour": (255, 0, 0), "opacity": 1.0, "mask_width": MASK_WIDTH, "mask_height": MASK_HEIGHT}
@@ -40,7 +40,7 @@ def strengths(count: int) -> list[float]:
 
 def render(info: VideoInfo, path: Path, masks: Sequence[float], **options: object) -> Path:
     keywords = {**RED, "rate": 1.0, "container": path.suffix[1:], **options}
-    with OverlayRenderer(info, path, **keywords) as renderer:
+    with VideoRenderer(info, path, **keywords) as renderer:
         for strength in masks:
             renderer.write(strip(strength))
     return path
@@ -180,7 +180,7 @@ def test_the_end_of_the_masks_is_the_end_of_the_overlay_where_python_is_killed(
     each_ffmpeg, barcode_video, watch, tmp_path
 ):
     path = tmp_path / "overlay.mp4"
-    renderer = OverlayRenderer(probe(barcode_video("long").path), path, **RED, rate=1.0)
+    renderer = VideoRenderer(probe(barcode_video("long").path), path, **RED, rate=1.0)
     for strength in (1.0, 0.0):
         renderer.write(strip(strength))
     renderer._process.close_stdin()  # all that ffmpeg sees of it
@@ -194,7 +194,7 @@ def test_a_last_frame_of_absurd_length_ends_after_a_minute_or_so(each_ffmpeg, en
     encode_barcodes(source, 3, "-c:v", "libx264", rate=0.0005)
     info = dataclasses.replace(probe(source), duration_s=4.0)
     path = tmp_path / "overlay.mp4"
-    with OverlayRenderer(info, path, **RED, rate=2.0) as renderer:
+    with VideoRenderer(info, path, **RED, rate=2.0) as renderer:
         for strength in strengths(8):
             renderer.write(strip(strength))
     assert renderer._sent <= (1.5 * 4 + 60) * 2
@@ -306,7 +306,7 @@ def test_audio_that_a_container_cannot_hold_is_encoded_with_a_notice(
     codecs, suffix, written, notice, each_ffmpeg, two_tracks, tmp_path
 ):
     path = tmp_path / f"overlay.{suffix}"
-    with OverlayRenderer(probe(two_tracks(*codecs)), path, **RED, rate=1.0, container=suffix) as renderer:
+    with VideoRenderer(probe(two_tracks(*codecs)), path, **RED, rate=1.0, container=suffix) as renderer:
         renderer.write(strip(0.0))
     assert probe(path).audio_codecs == written
     assert len(renderer.warnings) == 1
@@ -315,7 +315,7 @@ def test_audio_that_a_container_cannot_hold_is_encoded_with_a_notice(
 
 def test_tracks_of_one_codec_are_told_of_once(two_tracks, tmp_path):
     info = probe(two_tracks("flac", "flac"))
-    with OverlayRenderer(info, tmp_path / "overlay.mp4", **RED, rate=1.0) as renderer:
+    with VideoRenderer(info, tmp_path / "overlay.mp4", **RED, rate=1.0) as renderer:
         renderer.write(strip(0.0))
     assert renderer.warnings == ("a .mp4 file cannot hold its flac audio; it is re-encoded as AAC",)
 
@@ -325,7 +325,7 @@ def test_tracks_of_one_codec_are_told_of_once(two_tracks, tmp_path):
     ("number", "how"), [(signal.SIGKILL, "was killed by signal 9"), (signal.SIGTERM, "was stopped from outside")]
 )
 def test_an_ffmpeg_killed_from_outside_is_an_error_with_a_remedy(number, how, barcode_video, tmp_path):
-    renderer = OverlayRenderer(probe(barcode_video("long").path), tmp_path / "overlay.mp4", **RED, rate=1.0)
+    renderer = VideoRenderer(probe(barcode_video("long").path), tmp_path / "overlay.mp4", **RED, rate=1.0)
     renderer.write(strip(1.0))
     deadline = time.monotonic() + 60
     while not (tmp_path / "overlay.mp4").exists() and time.monotonic() < deadline:
@@ -365,7 +365,7 @@ def hdr_video(encode_barcodes, tmp_path) -> Path:
 
 def test_an_hdr_picture_becomes_an_ordinary_one(each_ffmpeg, hdr_video, tmp_path):
     info = probe(hdr_video)
-    with OverlayRenderer(info, tmp_path / "overlay.mp4", **RED, rate=1.0) as renderer:
+    with VideoRenderer(info, tmp_path / "overlay.mp4", **RED, rate=1.0) as renderer:
         renderer.write(strip(0.0))
     made = probe(tmp_path / "overlay.mp4")
     assert (made.is_hdr, made.color_transfer, made.color_space) == (False, "bt709", "bt709")
@@ -376,13 +376,13 @@ def test_an_hdr_picture_becomes_an_ordinary_one(each_ffmpeg, hdr_video, tmp_path
 
 def test_an_hdr_picture_that_cannot_be_mapped_is_a_warning(hdr_video, tmp_path, monkeypatch):
     monkeypatch.setattr("avsseg.media.probe.filters", lambda: frozenset())
-    with OverlayRenderer(probe(hdr_video), tmp_path / "overlay.mp4", **RED, rate=1.0) as renderer:
+    with VideoRenderer(probe(hdr_video), tmp_path / "overlay.mp4", **RED, rate=1.0) as renderer:
         renderer.write(strip(0.0))
     assert any("HDR" in warning and "zscale" in warning for warning in renderer.warnings)
 
 
 def test_masks_may_come_slower_than_the_watchdog_waits(each_ffmpeg, barcode_video, watch, tmp_path):
-    with OverlayRenderer(
+    with VideoRenderer(
         probe(barcode_video("plain").path), tmp_path / "overlay.mp4", **RED, rate=1.0, stall_s=0.4
     ) as renderer:
         for strength in strengths(4):
@@ -404,7 +404,7 @@ def test_opacity_scales_the_masks(barcode_video, watch, tmp_path):
 
 @pytest.mark.parametrize("dtype", [np.uint8, bool, np.float64, np.float16])
 def test_masks_of_any_number_type(dtype, barcode_video, watch, tmp_path):
-    with OverlayRenderer(probe(barcode_video("short").path), tmp_path / "overlay.mp4", **RED, rate=1.0) as renderer:
+    with VideoRenderer(probe(barcode_video("short").path), tmp_path / "overlay.mp4", **RED, rate=1.0) as renderer:
         renderer.write(strip(1.0).astype(dtype))
     assert watch(tmp_path / "overlay.mp4")[5].strength == pytest.approx(1.0, abs=0.06)
 
@@ -476,22 +476,22 @@ def test_an_input_that_vanished_is_an_error(each_ffmpeg, encode_barcodes, tmp_pa
 def test_an_encoder_that_stands_still_is_an_error(barcode_video, standing_ffmpeg, tmp_path, monkeypatch):
     info = probe(barcode_video("plain").path)
     standing_ffmpeg()
-    monkeypatch.setattr("avsseg.media.render.encoders", lambda: frozenset({"libx264"}))
+    monkeypatch.setattr("avsseg.media.render_graph.encoders", lambda: frozenset({"libx264"}))
     with pytest.raises(OutputError, match=r"no progress for 0\.2 s"):
         render(info, tmp_path / "overlay.mp4", strengths(40), stall_s=0.2)
 
 
 def test_another_encoder_is_used_with_a_notice(barcode_video, tmp_path, monkeypatch):
-    monkeypatch.setattr("avsseg.media.render.encoders", lambda: frozenset({"mpeg4", "aac"}))
+    monkeypatch.setattr("avsseg.media.render_graph.encoders", lambda: frozenset({"mpeg4", "aac"}))
     path = tmp_path / "overlay.mp4"
-    with OverlayRenderer(probe(barcode_video("plain").path), path, **RED, rate=1.0) as renderer:
+    with VideoRenderer(probe(barcode_video("plain").path), path, **RED, rate=1.0) as renderer:
         renderer.write(strip(1.0))
     assert probe(path).frame_rate == 30
     assert renderer.warnings == ("this ffmpeg has no libx264; the overlay is encoded with mpeg4",)
 
 
 def test_no_encoder_at_all_is_an_error(barcode_video, tmp_path, monkeypatch):
-    monkeypatch.setattr("avsseg.media.render.encoders", lambda: frozenset())
+    monkeypatch.setattr("avsseg.media.render_graph.encoders", lambda: frozenset())
     with pytest.raises(EnvironmentFault, match=r"no encoder for \.webm"):
         render(probe(barcode_video("plain").path), tmp_path / "overlay.webm", strengths(4))
 
@@ -503,7 +503,7 @@ def test_senseless_options_are_a_usage_error(wrong, barcode_video, tmp_path):
 
 
 def test_a_mask_of_another_shape_is_refused(barcode_video, tmp_path):
-    renderer = OverlayRenderer(probe(barcode_video("short").path), tmp_path / "overlay.mp4", **RED, rate=1.0)
+    renderer = VideoRenderer(probe(barcode_video("short").path), tmp_path / "overlay.mp4", **RED, rate=1.0)
     with pytest.raises(ValueError, match=r"\(2, 3\)"), renderer:
         renderer.write(np.zeros((2, 3)))
     with pytest.raises(ValueError, match="closed"):
@@ -513,7 +513,7 @@ def test_a_mask_of_another_shape_is_refused(barcode_video, tmp_path):
 @pytest.mark.skipif(os.name == "nt", reason="signal 0 is POSIX")
 @pytest.mark.parametrize("end", ["exception", "dropped", "kill"])
 def test_ffmpeg_ends_with_an_abandoned_renderer(end, barcode_video, tmp_path):
-    renderer = OverlayRenderer(probe(barcode_video("long").path), tmp_path / "overlay.mp4", **RED, rate=1.0)
+    renderer = VideoRenderer(probe(barcode_video("long").path), tmp_path / "overlay.mp4", **RED, rate=1.0)
     renderer.write(strip(1.0))
     pid = renderer._process.pid
     os.kill(pid, 0)

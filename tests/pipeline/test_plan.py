@@ -7,6 +7,7 @@ from pathlib import Path, PurePath
 import pytest
 
 from avsseg.errors import UsageError
+from avsseg.pipeline.options import FORMATS, Format
 from avsseg.pipeline.plan import (
     FoundInput,
     Inputs,
@@ -162,6 +163,10 @@ def test_finding_nothing_is_a_usage_error_that_names_the_place(tmp_path: Path) -
         (None, "o", True, ("masks",)),
         ("coco,overlay", "o", False, ("overlay", "coco")),
         ("coco", "o.json", False, ("coco",)),
+        (None, "o.csv", False, ("csv",)),
+        ("matte", "o.mp4", False, ("matte",)),
+        ("cutout", "o.MOV", False, ("cutout",)),
+        ("csv,matte", "o", True, ("matte", "csv")),
     ],
 )
 def test_formats_come_from_the_request_or_the_suffix(
@@ -176,6 +181,9 @@ def test_formats_come_from_the_request_or_the_suffix(
         ("png", "o", False, "unknown format; choose from overlay, masks, coco"),
         (",", "o", False, "unknown format"),
         ("coco", "o.mp4", False, "--format coco needs a folder"),
+        ("cutout", "o.mp4", False, r"cannot hold transparency; a cutout is written as \.mov, \.webm, \.mkv"),
+        ("cutout,matte", "o.mov", False, "--format matte,cutout needs a folder"),
+        ("masks", "o.csv", False, "--format masks needs a folder"),
         ("overlay,masks", "o.mp4", False, "needs a folder"),
         (None, "o.mp4", True, "several inputs need a folder"),
         (None, "o.avi", False, "overlays are written as .mp4"),
@@ -194,12 +202,23 @@ def test_one_input_is_written_to_the_path_itself(tmp_path: Path) -> None:
 
 
 def test_several_formats_of_one_input_share_a_folder(tmp_path: Path) -> None:
-    (job,) = plan_outputs(one("a.mov"), tmp_path / "o", ["overlay", "masks", "coco"])
-    assert job.outputs == {
-        "overlay": tmp_path / "o" / "a.mp4",
-        "masks": tmp_path / "o" / "a",
-        "coco": tmp_path / "o" / "a.json",
+    (job,) = plan_outputs(one("a.mov"), tmp_path / "o", FORMATS)
+    assert {name: path.relative_to(tmp_path / "o").as_posix() for name, path in job.outputs.items()} == {
+        "overlay": "a.mp4",
+        "masks": "a",
+        "coco": "a.json",
+        "matte": "a.matte.mp4",
+        "cutout": "a.cutout.mov",
+        "csv": "a.csv",
     }
+
+
+@pytest.mark.parametrize(("name", "out"), [("matte", "o.webm"), ("cutout", "o.mov"), ("csv", "o.csv")])
+def test_a_single_result_of_an_asked_format_is_the_path_itself(tmp_path: Path, name: Format, out: str) -> None:
+    (job,) = plan_outputs(one("a.mp4"), tmp_path / out, [name])
+    assert job.outputs == {name: tmp_path / out}
+    assert results_folder(one("a.mp4"), tmp_path / out, [name]) is None
+    assert results_folder(one("a.mp4"), tmp_path / "o", [name]) == tmp_path / "o"
 
 
 def test_several_inputs_are_mirrored(tree: Path, tmp_path: Path) -> None:

@@ -1,14 +1,15 @@
-"""The video itself with the sounding pixels tinted, rendered by one ffmpeg process."""
+"""Videos: the overlay (sounding pixels tinted), the matte (the mask, white on black), the cutout (they alone)."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from avsseg.media.render import OverlayRenderer
+from avsseg.media.render import Interpolation, VideoRenderer
+from avsseg.media.render_graph import WHITE, Style
 from avsseg.writers.base import PartialOutput, TrackSettings, fsync, output_errors
 
 if TYPE_CHECKING:
@@ -22,15 +23,16 @@ OPACITY = 0.55
 EDGE_STEEPNESS = 6.0
 
 
-class OverlayWriter:
-    """Writes one video; the container follows the target's suffix (.mp4, .mkv, .mov, .webm)."""
+class VideoWriter:
+    """Writes one video; the container follows the target's suffix (.mp4, .mkv, .mov, .webm; no .mp4 for cutouts)."""
 
-    def __init__(self, target: Path, *, interpolate: Literal["hold", "linear"] = "hold") -> None:
+    def __init__(self, target: Path, style: Style = "overlay", *, interpolate: Interpolation = "hold") -> None:
         self.target = target
         self.warnings: tuple[str, ...] = ()
+        self._style = style
         self._interpolate = interpolate
         self._output: PartialOutput | None = None
-        self._renderer: OverlayRenderer | None = None
+        self._renderer: VideoRenderer | None = None
 
     def open(self, info: VideoInfo, settings: TrackSettings) -> None:
         self._info, self._settings = info, settings
@@ -61,10 +63,10 @@ class OverlayWriter:
             self._output.discard()
             self._output = None
 
-    def _start_renderer(self, mask_height: int, mask_width: int) -> OverlayRenderer:
+    def _start_renderer(self, mask_height: int, mask_width: int) -> VideoRenderer:
         assert self._output is not None
         settings = self._settings
-        return OverlayRenderer(
+        return VideoRenderer(
             self._info,
             self._output.path,
             container=self.target.suffix.lower().lstrip("."),
@@ -72,8 +74,9 @@ class OverlayWriter:
             rate=settings.rate,
             mask_width=mask_width,
             mask_height=mask_height,
-            colour=COLOUR,
-            opacity=OPACITY,
+            style=self._style,
+            colour=COLOUR if self._style == "overlay" else WHITE,
+            opacity=OPACITY if self._style == "overlay" else 1.0,
             interpolate=self._interpolate,
             start_s=settings.start_s,
             end_s=settings.end_s,

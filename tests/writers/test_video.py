@@ -1,0 +1,141 @@
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from avsseg.errors import UsageError
+from avsseg.media.ffmpeg import find_ffmpeg
+from avsseg.media.probe import VideoInfo, probe
+from avsseg.pipeline.segment import Mask
+from avsseg.writers.base import TrackSettings
+from avsseg.writers.video import COLOUR, OPACITY, VideoWriter, mask_alpha
+
+
+def frames_of(path: Path, width: int, height: int, *, alpha: bool = False) -> NDArray[np.uint8]:
+    """(T, H, W, 3), with `alpha` (T, H, W, 4)."""
+    decoder = ["-c:v", "libvpx-vp9"] if alpha and path.suffix == ".webm" else []  # the default one drops transparency
+    colours = "rgba" if alpha else "rgb24"
+    arguments = ["-v", "error", *decoder, "-i", str(path), "-f", "rawvideo", "-pix_fmt", colours, "-"]
+    raw = subprocess.run([str(find_ffmpeg().path), *arguments], check=True, capture_output=True).stdout
+    return np.frombuffer(raw, np.uint8).reshape(-1, height, width, len(colours.removesuffix("24")))
+
+
+def written(writer: VideoWriter, info: VideoInfo, settings: TrackSettings, masks: list[Mask]) -> VideoInfo:
+    writer.open(info, settings)
+    for mask in masks:
+        writer.write(mask)
+    assert writer.finish() == [writer.target]
+    return probe(writer.target)
+
+
+def half_masks(count: int) -> list[Mask]:
+    """The right half sounds."""
+    probability = np.full((1, 16, 16), 0.02, np.float32)
+    probability[:, :, 8:] = 0.98
+    return [Mask(index, index + 0.5, probability) for index in range(count)]
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".MKV", ".mov"])
+def test_the_sounding_half_is_tinted_and_the_other_is_not(
+    tmp_path: Path, info: VideoInfo, track_settings: Callable[..., TrackSettings], suffix: str
+) -> None:
+    target = tmp_path / f"overlay{suffix}"
+    made = written(VideoWriter(target), info, track_settings(), half_masks(3))
+    assert [path.name for path in tmp_path.iterdir()] == [target.name]
+    assert (made.width, made.height, made.has_audio) == (80, 60, True)
+    before = frames_of(info.path, 80, 60).astype(float)
+    after = frames_of(target, 80, 60).astype(float)
+    assert after.shape == before.shape
+    tinted = (1 - OPACITY) * before + OPACITY * np.array(COLOUR)
+    # sharp edges of the test picture lose colour in 4:2:0: compare means, away from the border of the mask
+    assert np.abs(after[:, :, :35] - before[:, :, :35]).mean() < 8
+    assert np.abs(after[:, :, 45:] - tinted[:, :, 45:]).mean() < 8
+    assert np.abs(tinted[:, :, 45:] - before[:, :, 45:]).mean() > 40
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".webm"])
+def test_a_matte_is_the_mask_alone(
+    tmp_path: Path, info: VideoInfo, track_settings: Callable[..., TrackSettings], suffix: str
+) -> None:
+    target = tmp_path / f"matte{suffix}"
+    made = written(VideoWriter(target, "matte"), info, track_settings(), half_masks(3))
+    assert (made.width, made.height, made.has_audio) == (80, 60, False)
+    assert made.frame_rate == info.frame_rate
+    frames = frames_of(target, 80, 60)
+    assert len(frames) == len(frames_of(info.path, 80, 60))
+    assert frames[:, :, :35].max() <= 2
+    assert frames[:, :, 45:].min() >= 253
+
+
+@pytest.mark.parametrize("suffix", [".mov", ".webm", ".mkv"])
+def test_a_cutout_is_transparent_where_nothing_sounds(
+    tmp_path: Path, info: VideoInfo, track_settings: Callable[..., TrackSettings], suffix: str
+) -> None:
+    target = tmp_path / f"cutout{suffix}"
+    made = written(VideoWriter(target, "cutout"), info, track_settings(), half_masks(3))
+    assert (made.width, made.height, made.has_audio) == (80, 60, True)
+    frames = frames_of(target, 80, 60, alpha=True)
+    before = frames_of(info.path, 80, 60)
+    assert len(frames) == len(before)
+    assert frames[:, :, :35, 3].max() <= 2
+    assert frames[:, :, 45:, 3].min() >= 253
+    inside = frames[:, :, 45:, :3].astype(float)
+    assert np.abs(inside - before[:, :, 45:].astype(float)).mean() < 8
+    assert before.std() > 40
+
+
+def test_a_cutout_of_odd_size_keeps_it(
+    tmp_path: Path, clip: Path, track_settings: Callable[..., TrackSettings]
+) -> None:
+    odd = tmp_path / "odd.mkv"
+    shrink = ["-v", "error", "-i", str(clip), "-vf", "scale=81:61", "-pix_fmt", "yuv444p", "-t", "1", str(odd)]
+    subprocess.run([str(find_ffmpeg().path), *shrink], check=True)
+    target = tmp_path / "cutout.mov"
+    made = written(VideoWriter(target, "cutout"), probe(odd), track_settings(), half_masks(1))
+    assert (made.width, made.height) == (81, 61)
+    frames = frames_of(target, 81, 61, alpha=True)
+    assert frames[:, :, 46:, 3].min() >= 253
+    assert frames[:, :, :35, 3].max() <= 2
+
+
+def test_a_cutout_cannot_be_mp4(tmp_path: Path, info: VideoInfo, track_settings: Callable[..., TrackSettings]) -> None:
+    writer = VideoWriter(tmp_path / "cutout.mp4", "cutout")
+    writer.open(info, track_settings())
+    with pytest.raises(UsageError, match=r"a cutout cannot be a \.mp4 file\. Choose one of: mov, webm, mkv"):
+        writer.write(half_masks(1)[0])
+    writer.abort()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_aborting_ends_the_process_and_leaves_nothing(
+    tmp_path: Path, info: VideoInfo, track_settings: Callable[..., TrackSettings]
+) -> None:
+    writer = VideoWriter(tmp_path / "overlay.mp4")
+    writer.open(info, track_settings())
+    writer.write(half_masks(1)[0])
+    writer.abort()
+    writer.abort()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_alpha_is_a_half_on_the_threshold_and_saturates_around_it() -> None:
+    probability = np.array([[[0.0, 0.2, 0.3, 0.4, 1.0]]], np.float32)
+    alpha = mask_alpha(probability, 0.3)
+    assert alpha.dtype == np.float32
+    assert alpha[0, 0] == 0
+    assert 0 <= alpha[0, 1] < 0.5
+    assert alpha[0, 2] == pytest.approx(0.5)
+    assert 0.5 < alpha[0, 3] <= 1
+    assert alpha[0, 4] == 1
+
+
+def test_alpha_of_several_classes_follows_the_winner() -> None:
+    background = np.array([[0.8, 0.4, 0.2]], np.float32)
+    dog = np.array([[0.1, 0.4, 0.7]], np.float32)
+    violin = 1 - background - dog
+    assert mask_alpha(np.stack([background, dog, violin]), 0.5)[0] == pytest.approx([0, 0.5, 1])
