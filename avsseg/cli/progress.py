@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from types import TracebackType
 
 from rich.console import Console
@@ -29,10 +30,19 @@ def summary(results: Sequence[InputResult]) -> list[str]:
     return [*table, *(f"failed: {result.error}" for result in results if result.status == "failed")]
 
 
+@dataclass
+class _Running:
+    """An input in work: its label, when a line about it was last printed, its bar."""
+
+    label: str
+    last_line: float
+    task: TaskID | None = None
+
+
 class BatchProgress:
     """Tells a person how a batch advances; a context manager.
 
-    A terminal gets a bar for the current video, anything else a line every few seconds; either gets a line for each
+    A terminal gets a bar for each video in work, anything else a line every few seconds; either gets a line for each
     finished input, its warnings and its error. `quiet` leaves only the errors.
     """
 
@@ -51,9 +61,7 @@ class BatchProgress:
                 transient=True,
                 redirect_stdout=False,  # stdout is for results, wherever it leads
             )
-        self._task: TaskID | None = None
-        self._label = ""
-        self._last_line = 0.0
+        self._running: dict[int, _Running] = {}
 
     def __enter__(self) -> BatchProgress:
         if self._bar is not None:
@@ -70,33 +78,35 @@ class BatchProgress:
 
     def started(self, position: int, job: Job) -> None:
         number = f"[{position}/{self._inputs}] " if self._inputs > 1 else ""
-        self._label = number + printable(job.input.name)
-        self._last_line = time.monotonic()
+        running = _Running(number + printable(job.input.name), time.monotonic())
         if self._bar is not None:
-            if self._task is not None:
-                self._bar.remove_task(self._task)
-            self._task = self._bar.add_task(self._label, total=None, seconds="")
+            running.task = self._bar.add_task(running.label, total=None, seconds="")
+        self._running[position] = running
 
-    def advanced(self, done: int, total: int | None, rate: float) -> None:
+    def advanced(self, position: int, done: int, total: int | None, rate: float) -> None:
+        running = self._running[position]
         seconds = f"{done / rate:.0f}/{total / rate:.0f} s" if total is not None else f"{done / rate:.0f} s"
-        if self._bar is not None and self._task is not None:
-            self._bar.update(self._task, completed=done, total=total, seconds=seconds)
-        elif time.monotonic() - self._last_line >= LINE_INTERVAL_S:
-            self._last_line = time.monotonic()
-            self.note(f"{self._label} {seconds}")
+        if self._bar is not None and running.task is not None:
+            self._bar.update(running.task, completed=done, total=total, seconds=seconds)
+        elif time.monotonic() - running.last_line >= LINE_INTERVAL_S:
+            running.last_line = time.monotonic()
+            self.note(f"{running.label} {seconds}")
 
-    def finished(self, result: InputResult) -> None:
+    def finished(self, position: int, result: InputResult) -> None:
+        running = self._running.pop(position)
+        if self._bar is not None and running.task is not None:
+            self._bar.remove_task(running.task)
         if result.status == "failed":
             self._console.print(f"avsseg: error: {result.error}")
             return
         places = ", ".join(printable(path) for path in result.outputs)
         if result.status == "skipped":
             verb, them = ("exists", "it") if len(result.outputs) == 1 else ("exist", "them")
-            self.note(f"{self._label}: {places} {verb} already; --overwrite makes {them} again")
+            self.note(f"{running.label}: {places} {verb} already; --overwrite makes {them} again")
             return
         for warning in result.warnings:
             self.note(f"avsseg: warning: {printable(result.input)}: {warning}")
-        self.note(f"{self._label}: {result.masks} masks in {result.seconds:.1f} s -> {places}")
+        self.note(f"{running.label}: {result.masks} masks in {result.seconds:.1f} s -> {places}")
 
     def note(self, text: str) -> None:
         """A line on stderr unless quiet."""

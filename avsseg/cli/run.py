@@ -136,6 +136,18 @@ def run(
             show_default=False,
         ),
     ] = None,
+    jobs: Annotated[
+        int,
+        typer.Option(
+            "--jobs",
+            "-j",
+            min=1,
+            max=256,
+            metavar="N",
+            help="Inputs in work at once: while the model looks at one, others are decoded and written. Results come "
+            "as they are finished.",
+        ),
+    ] = 1,
     rate: Annotated[float, typer.Option(help="Masks a second.", rich_help_panel=_SEGMENTATION)] = SegmentOptions.rate,
     size: Annotated[
         int | None,
@@ -216,7 +228,7 @@ def run(
         ),
     ] = ModelOptions.threads,
     scan_backend: Annotated[
-        Literal["auto", "cpp", "torch"],
+        Literal["auto", "cpp", "triton", "torch", "mamba-ssm"],
         typer.Option(help="Implementation of the selective scan; avsseg info lists them.", rich_help_panel=_MACHINE),
     ] = "auto",
     json_lines: Annotated[
@@ -256,14 +268,14 @@ def run(
     listed = read_list(null=null) if "-" in inputs else iter(())
     found = find_inputs(inputs, recursive=recursive, listed=listed, exclude=out)
     wanted_formats = choose_formats(formats, out, several=found.several)
-    jobs = plan_outputs(found, out, wanted_formats)
+    planned = plan_outputs(found, out, wanted_formats)
     part = parse_shard(shard) if shard is not None else Shard()
-    jobs = [job for item, job in zip(found.found, jobs, strict=True) if part.holds(item.mirrored)]
+    planned = [job for item, job in zip(found.found, planned, strict=True) if part.holds(item.mirrored)]
     folder = results_folder(found, out, wanted_formats)
     made_by = recipe(segment_options, output_options, model_options)
-    jobs = left_to_do(jobs, folder, made_by, overwrite=overwrite)
+    planned = left_to_do(planned, folder, made_by, overwrite=overwrite)
     if dry_run:
-        raise typer.Exit(print_plan(jobs, overwrite=overwrite, as_json=json_lines))
+        raise typer.Exit(print_plan(planned, overwrite=overwrite, as_json=json_lines))
 
     from avsseg.cli.progress import BatchProgress, summary
     from avsseg.pipeline.batch import exit_code, run_batch
@@ -271,27 +283,29 @@ def run(
     results = []
     with contextlib.ExitStack() as stack:
         journal = None
-        if folder is not None and any(to_make(job, overwrite=overwrite) for job in jobs):
+        if folder is not None and any(to_make(job, overwrite=overwrite) for job in planned):
             journal = stack.enter_context(Journal(folder, part))
-            jobs = left_to_do(jobs, folder, made_by, overwrite=overwrite)  # another run may just have finished some
-        progress = stack.enter_context(BatchProgress(len(jobs), quiet=quiet))
-        if not jobs:
+            planned = left_to_do(planned, folder, made_by, overwrite=overwrite)  # another run may have finished some
+        progress = stack.enter_context(BatchProgress(len(planned), quiet=quiet))
+        if not planned:
             progress.note(f"no input falls into shard {shard}")
-        for result in run_batch(
-            jobs,
+        batch = run_batch(
+            planned,
             segment_options=segment_options,
             model_options=model_options,
             output_options=output_options,
             reporter=progress,
             journal=journal,
-        ):
+            workers=min(jobs, len(planned)) or 1,
+        )
+        for result in stack.enter_context(contextlib.closing(batch)):
             results.append(result)
             if json_lines:
                 print_line(json.dumps(result.as_json()))
             else:
                 for path in result.outputs:
                     print_line(str(path))
-        if len(jobs) > 1:
+        if len(planned) > 1:
             for line in summary(results):
                 progress.note(line)
         if found.several:

@@ -165,6 +165,10 @@ def command(output: Any, *, loglevel: str = "error") -> list[str]:
     return [argument.translate(_ORIGINALS) for argument in arguments]
 
 
+_running: set[subprocess.Popen[bytes]] = set()
+_running_lock = threading.RLock()  # a finalizer may come while it is held
+
+
 class FfmpegProcess:
     """A running ffmpeg whose stdin and stdout are pipes and whose stderr is a temporary file.
 
@@ -203,6 +207,8 @@ class FfmpegProcess:
             raise EnvironmentFault(f"{arguments[0]} does not start ({error.strerror}). {INSTALL_HINT}") from error
         if source is not None:
             source.close()  # held by this child alone, whose end then ends the other
+        with _running_lock:
+            _running.add(popen)
         self._popen = popen
         self._stderr = stderr
         self._killed = False
@@ -359,10 +365,19 @@ def _kill(popen: subprocess.Popen[bytes]) -> None:
         popen.kill()
 
 
+def kill_running() -> None:
+    """End every ffmpeg of this process, so that threads that wait for one go on; for a batch that ends early."""
+    with _running_lock:
+        for popen in tuple(_running):
+            _kill(popen)
+
+
 def _end(popen: subprocess.Popen[bytes], watchdog: _Watchdog, stderr: IO[bytes]) -> None:
     watchdog.done.set()
     _kill(popen)
     popen.wait()
+    with _running_lock:
+        _running.discard(popen)
     for pipe in (popen.stdin, popen.stdout):
         if pipe is not None:
             pipe.close()

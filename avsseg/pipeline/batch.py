@@ -5,15 +5,17 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import threading
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from avsseg.errors import AvssegError, EnvironmentFault, MediaError, OutputError, printable
 from avsseg.media.probe import probe
 from avsseg.pipeline.options import Format, ModelOptions, OutputOptions, SegmentOptions
+from avsseg.pipeline.overlap import Stopped, overlapped
 from avsseg.pipeline.plan import Job, to_make
 from avsseg.pipeline.resume import Recipe, origin_of, settings_of
 from avsseg.writers.base import remove_leftovers
@@ -66,14 +68,14 @@ class InputResult:
 
 
 class Reporter(Protocol):
-    """Who is told how a batch advances."""
+    """Who is told how a batch advances; `position` counts its inputs from 1. Called by one thread for each worker."""
 
     def started(self, position: int, job: Job) -> None: ...
 
-    def advanced(self, done: int, total: int | None, rate: float) -> None:
-        """`done` of `total` masks of the current input are finished."""
+    def advanced(self, position: int, done: int, total: int | None, rate: float) -> None:
+        """`done` of `total` masks of the input at `position` are finished."""
 
-    def finished(self, result: InputResult) -> None: ...
+    def finished(self, position: int, result: InputResult) -> None: ...
 
 
 class ModelSlot:
@@ -82,14 +84,16 @@ class ModelSlot:
     def __init__(self, options: ModelOptions) -> None:
         self._options = options
         self._loaded: LoadedModel | None = None
+        self._lock = threading.Lock()
 
     def load(self) -> LoadedModel:
         """Raises WeightsError, EnvironmentFault or UsageError."""
-        if self._loaded is None:
-            from avsseg.pipeline.segment import load_for
+        with self._lock:
+            if self._loaded is None:
+                from avsseg.pipeline.segment import load_for
 
-            self._loaded = load_for(self._options)
-        return self._loaded
+                self._loaded = load_for(self._options)
+            return self._loaded
 
 
 @dataclass(frozen=True)
@@ -101,6 +105,7 @@ class Setup:
     slot: ModelSlot
     reporter: Reporter
     journal: Journal | None
+    stopping: threading.Event = field(default_factory=threading.Event)
 
 
 def run_batch(
@@ -111,38 +116,50 @@ def run_batch(
     output_options: OutputOptions,
     reporter: Reporter,
     journal: Journal | None = None,
-) -> Iterator[InputResult]:
-    """Segments the jobs in order and yields what became of each.
+    workers: int = 1,
+) -> Generator[InputResult, None, None]:
+    """Segments the jobs and yields what became of each, in order; with several workers as they are finished.
 
     Args:
         journal: where the beginning and the end of the work on each input are noted; the outputs lie below its folder.
+        workers: inputs in work at once, each in a thread. They take turns at the model.
 
     Raises:
         EnvironmentFault, UsageError: the machine or the settings fail every input alike; the batch ends.
     """
     setup = Setup(segment_options, output_options, ModelSlot(model_options), reporter, journal)
-    for position, job in enumerate(jobs, start=1):
-        reporter.started(position, job)
-        started = time.monotonic()
-        try:
-            result = run_job(job, setup, started)
-        except EnvironmentFault:
+    numbered = enumerate(jobs, start=1)
+    if workers == 1:
+        yield from (attempt(position, job, setup) for position, job in numbered)
+    else:
+        yield from overlapped(lambda item: attempt(*item, setup), numbered, workers, setup.stopping)
+
+
+def attempt(position: int, job: Job, setup: Setup) -> InputResult:
+    """What became of one job: an error of its own becomes its result. Raises what ends the batch."""
+    setup.reporter.started(position, job)
+    started = time.monotonic()
+    try:
+        result = run_job(position, job, setup)
+    except Exception as error:
+        if setup.stopping.is_set():
+            raise Stopped from error  # of the end of its ffmpeg, most likely
+        if isinstance(error, EnvironmentFault):
             raise
-        except AvssegError as error:
-            if error.exit_code != AvssegError.exit_code:
-                raise
-            logger.debug("%s failed", job.input, exc_info=True)
-            result = _failed(job, started, str(error))
-        except Exception as error:
+        logger.debug("%s failed", job.input, exc_info=True)
+        reason = str(error)
+        if not isinstance(error, AvssegError):
             # a defect of ours that one file brings out must not cost the user the other files
-            logger.debug("%s failed", job.input, exc_info=True)
             reason = f"{printable(job.input)}: unexpected {type(error).__name__}: {error}. --debug shows where"
-            result = _failed(job, started, reason)
-        reporter.finished(result)
-        yield result
+        elif error.exit_code != AvssegError.exit_code:
+            raise
+        result = InputResult(job.input, "failed", error=reason)
+    result = replace(result, seconds=time.monotonic() - started)
+    setup.reporter.finished(position, result)
+    return result
 
 
-def run_job(job: Job, setup: Setup, started: float) -> InputResult:
+def run_job(position: int, job: Job, setup: Setup) -> InputResult:
     """Makes the results of one video that are missing, or all of them with `overwrite`.
 
     When memory runs out it starts again with half the window, down to one mask at a time.
@@ -170,7 +187,7 @@ def run_job(job: Job, setup: Setup, started: float) -> InputResult:
     with noted(job, wanted, loaded, setup, finished):
         while True:
             try:
-                result = make_results(job, wanted, info, loaded, options, setup, finished)
+                result = make_results(position, job, wanted, info, loaded, options, setup, finished)
                 break
             except (MemoryError, RuntimeError) as error:
                 if not is_out_of_memory(error):
@@ -185,10 +202,11 @@ def run_job(job: Job, setup: Setup, started: float) -> InputResult:
         if options is not setup.segment:
             spared = f"memory ran out with a window of {setup.segment.window} masks; made with {options.window}"
             result = replace(result, warnings=(*result.warnings, spared))
-    return replace(result, seconds=time.monotonic() - started)
+    return result
 
 
 def make_results(
+    position: int,
     job: Job,
     wanted: Sequence[Format],
     info: VideoInfo,
@@ -212,7 +230,11 @@ def make_results(
             for writer in writers:
                 writer.write(mask)
             masks += 1
-            setup.reporter.advanced(masks, track.total, options.rate)
+            setup.reporter.advanced(position, masks, track.total, options.rate)
+            if setup.stopping.is_set():
+                break
+        if setup.stopping.is_set():
+            raise Stopped  # the track may have ended early because its ffmpeg was
         if masks == 0:
             raise MediaError(job.input, "no frame could be decoded in the part asked for", "Check --start and --end.")
         if track.damage and setup.output.strict:
@@ -323,7 +345,3 @@ def track_settings(track: MaskTrack, options: SegmentOptions, output_options: Ou
 def exit_code(results: Sequence[InputResult]) -> int:
     """0 when everything is done, 1 when an input failed."""
     return int(any(result.status == "failed" for result in results))
-
-
-def _failed(job: Job, started: float, error: str) -> InputResult:
-    return InputResult(job.input, "failed", seconds=time.monotonic() - started, error=error)

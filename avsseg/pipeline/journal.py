@@ -16,6 +16,7 @@ import contextlib
 import errno
 import json
 import os
+import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -106,7 +107,7 @@ def read_journal(out: Path) -> History:
 
 
 class Journal:
-    """Appends to the journal of one shard, of which it holds the lock; a context manager.
+    """Appends to the journal of one shard, of which it holds the lock; a context manager. Threads may share it.
 
     Each line is one write, made to last on disk before the call returns. Leaving it removes the journal again if it is
     new and nothing was finished.
@@ -121,6 +122,7 @@ class Journal:
         self._path = out / FOLDER / f"{_prefix(shard)}{SUFFIX}"
         self._made_folders: list[Path] = []
         self._begun: list[Path] = []
+        self._lock = threading.Lock()
         with output_errors(self._path):
             self._descriptor = self._open()
             try:
@@ -138,7 +140,7 @@ class Journal:
             OutputError: the disk refuses; what was there stays whole.
         """
         paths = list(outputs)
-        with output_errors(self._path):
+        with self._lock, output_errors(self._path):
             sizes = {journal_key(self._out, path): output_size(path) if event == "done" else 0 for path in paths}
             record = {"event": event, "time": time.time(), **asdict(origin), "outputs": sizes}
             line = json.dumps(record).encode("ascii") + b"\n"
@@ -153,10 +155,10 @@ class Journal:
                     os.ftruncate(self._descriptor, before)
                 raise
             os.fsync(self._descriptor)
-        if event == "started":
-            self._begun += paths
-        elif event == "done":
-            self._worthless = False
+            if event == "started":
+                self._begun += paths
+            elif event == "done":
+                self._worthless = False
 
     def close(self) -> None:
         """Gives the lock back; may be called twice."""

@@ -99,11 +99,12 @@ class MaskTrack(Iterator[Mask]):
         self._windows.close()
 
     def _segment(self, loaded: LoadedModel, device: torch.device) -> Generator[Mask, None, None]:
-        scored = (
-            (window, class_probabilities(loaded.model, window, device, self.precision)) for window in self._windows
-        )
-        yield from blend_windows(scored)
+        yield from blend_windows((window, self._score(window, loaded, device)) for window in self._windows)
         self.damage = self._windows.warnings
+
+    def _score(self, window: ClipWindow, loaded: LoadedModel, device: torch.device) -> NDArray[np.float32]:
+        with loaded.turn:
+            return class_probabilities(loaded.model, window, device, self.precision)
 
 
 def segment(
@@ -147,8 +148,12 @@ def load_for(options: ModelOptions) -> LoadedModel:
         UsageError: the scan back end does not run on that device.
     """
     device = resolve_device(options.device)
-    if options.scan_backend == "cpp" and device.type != "cpu":
-        raise UsageError(f"the scan back end cpp does not run on {device}. Use --device cpu or --scan-backend auto")
+    place = {"cpp": "cpu", "triton": "cuda", "mamba-ssm": "cuda"}.get(options.scan_backend, device.type)
+    if device.type != place:
+        raise UsageError(
+            f"the scan back end {options.scan_backend} does not run on {device}. "
+            f"Use --device {place} or --scan-backend auto"
+        )
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     try:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,11 @@ METADATA_KEY = "avsseg"
 BINARY_CATEGORIES = ("sounding",)
 UNTRAINED_SEED = 0
 # log-decays, skips and step biases enter exponentials or run over thousands of steps: 16 bits are not enough
-_KEEP_FLOAT32 = ("A_logs", "Ds", "dt_projs_bias", "running_mean", "running_var")
+_KEEP_FLOAT32 = (
+    *("A_logs", "Ds", "dt_projs_bias"),
+    *("A_log", "A_b_log", "D", "D_b"),  # Vim's
+    *("running_mean", "running_var"),
+)
 
 
 @dataclass(frozen=True)
@@ -40,6 +45,8 @@ class LoadedModel:
     sha256: str
     categories: tuple[str, ...]
     trained: bool
+    # threads take turns: two passes at once would share the cores and hold twice the memory
+    turn: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
 
     @property
     def config(self) -> AvsMambaConfig:
@@ -130,6 +137,8 @@ def _untrained(name: str, allowed: bool, device: str | torch.device) -> LoadedMo
 def _read(path: Path, name: str, expected: str | None, allowed: bool, device: str | torch.device) -> LoadedModel:
     if path.suffix != ".safetensors":
         raise WeightsError(f"{path}: not a .safetensors checkpoint of avsseg")
+    if path.exists() and not path.is_file():  # a named pipe would be waited for without end
+        raise WeightsError(f"{path}: is not a regular file. Save the checkpoint to a file first")
     try:
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
         with safe_open(path, framework="pt") as file:

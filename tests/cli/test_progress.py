@@ -16,9 +16,10 @@ JOB = Job(Path("videos/clip.mp4"), {"coco": Path("o.json")})
 def report(*, quiet: bool = False, inputs: int = 2) -> None:
     with BatchProgress(inputs, quiet=quiet) as progress:
         progress.started(1, JOB)
-        progress.advanced(20, 120, 2.0)
-        progress.finished(InputResult(JOB.input, "done", (Path("o.json"),), 60.0, 120, 3.21, ("no audio track",)))
-        progress.finished(InputResult(JOB.input, "failed", error="videos/clip.mp4: is broken."))
+        progress.advanced(1, 20, 120, 2.0)
+        progress.finished(1, InputResult(JOB.input, "done", (Path("o.json"),), 60.0, 120, 3.21, ("no audio track",)))
+        progress.started(2, JOB)
+        progress.finished(2, InputResult(JOB.input, "failed", error="videos/clip.mp4: is broken."))
 
 
 def test_without_a_terminal_there_are_plain_lines(
@@ -49,7 +50,7 @@ def test_a_terminal_gets_a_bar_with_the_time_left(
     monkeypatch.setenv("COLUMNS", "120")
     with BatchProgress(1, quiet=False) as progress:
         progress.started(1, JOB)
-        progress.advanced(20, 120, 2.0)
+        progress.advanced(1, 20, 120, 2.0)
     shown = capsys.readouterr().err
     assert "10/60 s" in shown
     assert "━" in shown
@@ -62,7 +63,7 @@ def test_an_unknown_length_shows_how_far_it_came(
     monkeypatch.setattr(progress_module, "LINE_INTERVAL_S", 0.0)
     with BatchProgress(1, quiet=False) as progress:
         progress.started(1, JOB)
-        progress.advanced(7, None, 1.0)
+        progress.advanced(1, 7, None, 1.0)
     assert capsys.readouterr().err == "clip.mp4 7 s\n"
 
 

@@ -492,7 +492,7 @@ def test_another_encoder_is_used_with_a_notice(barcode_video, tmp_path, monkeypa
 
 def test_no_encoder_at_all_is_an_error(barcode_video, tmp_path, monkeypatch):
     monkeypatch.setattr("avsseg.media.render_graph.encoders", lambda: frozenset())
-    with pytest.raises(EnvironmentFault, match=r"no encoder for \.webm"):
+    with pytest.raises(EnvironmentFault, match=r"no encoder for a \.webm"):
         render(probe(barcode_video("plain").path), tmp_path / "overlay.webm", strengths(4))
 
 

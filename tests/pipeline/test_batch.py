@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +13,7 @@ from PIL import Image
 from pycocotools.coco import COCO
 
 from avsseg.errors import EnvironmentFault, OutputError, WeightsError
+from avsseg.media.probe import probe
 from avsseg.pipeline import batch
 from avsseg.pipeline.batch import InputResult, exit_code, run_batch
 from avsseg.pipeline.journal import Journal, read_journal
@@ -37,10 +39,10 @@ class Recorder:
     def started(self, position: int, job: Job) -> None:
         self.started_jobs.append(position)
 
-    def advanced(self, done: int, total: int | None, rate: float) -> None:
+    def advanced(self, position: int, done: int, total: int | None, rate: float) -> None:
         self.progress.append((done, total))
 
-    def finished(self, result: InputResult) -> None:
+    def finished(self, position: int, result: InputResult) -> None:
         self.results.append(result)
 
 
@@ -52,6 +54,7 @@ def run(
     model: ModelOptions = UNTRAINED,
     reporter: Recorder | None = None,
     journal: Journal | None = None,
+    workers: int = 1,
 ) -> list[InputResult]:
     return list(
         run_batch(
@@ -61,6 +64,7 @@ def run(
             output_options=output or OutputOptions(),
             reporter=reporter or Recorder(),
             journal=journal,
+            workers=workers,
         )
     )
 
@@ -332,3 +336,47 @@ def test_an_input_that_vanishes_after_the_look_at_it_fails(
         (result,) = run([Job(video, {"coco": tmp_path / "o" / "o.json"})], journal=journal)
     assert "clip.mp4: cannot be read any more (No such file or directory)" in result.error
     assert list(tmp_path.iterdir()) == []
+
+
+def test_several_workers_make_what_one_makes(clip: Path, silent_clip: Path, tmp_path: Path) -> None:
+    broken = tmp_path / "broken.mp4"
+    broken.write_bytes(b"no video")
+    videos = [clip, broken, silent_clip, clip, clip]
+    made: dict[int, list[InputResult]] = {}
+    for workers in (1, 3):
+        jobs = [Job(video, {"coco": tmp_path / f"{workers}-{i}.json"}) for i, video in enumerate(videos)]
+        recorder = Recorder()
+        made[workers] = run(jobs, reporter=recorder, workers=workers)
+        assert sorted(recorder.started_jobs) == [1, 2, 3, 4, 5]
+        assert len(recorder.results) == 5
+    assert Counter(result.status for result in made[3]) == {"done": 4, "failed": 1}
+    for i in (0, 2, 3, 4):
+        assert (tmp_path / f"1-{i}.json").read_bytes() == (tmp_path / f"3-{i}.json").read_bytes()
+    assert not list(tmp_path.glob(".*.partial"))
+
+
+def test_a_fault_of_the_machine_ends_a_batch_of_several_workers(clip: Path, tmp_path: Path) -> None:
+    jobs = [Job(clip, {"coco": tmp_path / f"{i}.json"}) for i in range(4)]
+    with pytest.raises(WeightsError, match="no trained weights"):
+        run(jobs, model=ModelOptions(model="avs-mamba-resnet50"), workers=2)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_batch_of_several_workers_that_is_left_leaves_nothing_half_made(clip: Path, tmp_path: Path) -> None:
+    jobs = [Job(clip, {"overlay": tmp_path / f"{i}.mp4"}) for i in range(6)]
+    results = run_batch(
+        jobs,
+        segment_options=SegmentOptions(size=64, rate=8),
+        model_options=UNTRAINED,
+        output_options=OutputOptions(),
+        reporter=Recorder(),
+        workers=3,
+    )
+    first = next(results)
+    results.close()
+    assert first.status == "done"
+    left = {path.name for path in tmp_path.iterdir()}
+    assert first.outputs[0].name in left
+    assert len(left) < 6
+    for name in left:
+        assert probe(tmp_path / name).duration_s == pytest.approx(3.0, abs=0.1)
