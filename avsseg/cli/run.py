@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import re
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, TextIO
 
 import typer
 
@@ -29,6 +30,9 @@ from avsseg.pipeline.plan import (
 )
 from avsseg.pipeline.resume import Recipe, plan_work, recipe
 
+if TYPE_CHECKING:
+    from avsseg.pipeline.batch import InputResult
+
 EXAMPLES = """[bold]Examples[/bold]
 
 avsseg run clip.mp4 --out overlay.mp4  [dim]the video with the sounding pixels tinted[/dim]
@@ -46,6 +50,8 @@ avsseg run -r videos --out results --format coco  [dim]every video under videos/
 avsseg run -r videos --out results --format coco  [dim]again: only what is new or was not finished[/dim]
 
 avsseg run -r videos --out results --shard 2/8  [dim]the second of eight machines that share the folder results/[/dim]
+
+avsseg run -r videos --out results --engine ray --ray-address auto  [dim]on the machines of a Ray cluster[/dim]
 
 find . -name '*.mp4' -print0 | avsseg run -0 - --out results --json  [dim]a list on stdin, JSON lines on stdout[/dim]
 """
@@ -137,17 +143,36 @@ def run(
         ),
     ] = None,
     jobs: Annotated[
-        int,
+        int | None,
         typer.Option(
             "--jobs",
             "-j",
             min=1,
-            max=256,
+            max=4096,
             metavar="N",
             help="Inputs in work at once: while the model looks at one, others are decoded and written. Results come "
-            "as they are finished.",
+            "as they are finished. With Ray: the number of its workers. Default: 1; with Ray one for each GPU, or for "
+            "each machine.",
+            show_default=False,
         ),
-    ] = 1,
+    ] = None,
+    engine: Annotated[
+        Literal["local", "ray"],
+        typer.Option(
+            help="ray: the inputs go to the workers of a Ray cluster, whose machines share the folders, or of a Ray "
+            'started here. It needs `pip install "avsseg\\[ray]"`.',
+            rich_help_panel=_MACHINE,
+        ),
+    ] = "local",
+    ray_address: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ADDRESS",
+            help="A Ray cluster: auto, HOST:PORT or ray://HOST:PORT. Default: RAY_ADDRESS, else a new one here.",
+            show_default=False,
+            rich_help_panel=_MACHINE,
+        ),
+    ] = None,
     rate: Annotated[float, typer.Option(help="Masks a second.", rich_help_panel=_SEGMENTATION)] = SegmentOptions.rate,
     size: Annotated[
         int | None,
@@ -263,6 +288,8 @@ def run(
         raise UsageError(f"--device {device}: choose auto, cpu, cuda, cuda:N or mps")
     model_options = ModelOptions(model, allow_untrained, device, threads, scan_backend)
 
+    if ray_address is not None and engine != "ray":
+        raise UsageError("--ray-address is about --engine ray; add that, or drop it")
     if null and "-" not in inputs:
         raise UsageError("-0 is about the list on stdin; name - as an input, or drop it")
     listed = read_list(null=null) if "-" in inputs else iter(())
@@ -281,6 +308,7 @@ def run(
     from avsseg.pipeline.batch import exit_code, run_batch
 
     results = []
+    stdout = sys.stdout  # an engine may keep other output from it
     with contextlib.ExitStack() as stack:
         journal = None
         if folder is not None and any(to_make(job, overwrite=overwrite) for job in planned):
@@ -289,22 +317,27 @@ def run(
         progress = stack.enter_context(BatchProgress(len(planned), quiet=quiet))
         if not planned:
             progress.note(f"no input falls into shard {shard}")
-        batch = run_batch(
+        workers = min(jobs or 1, len(planned)) or 1
+        make: Callable[..., Generator[InputResult, None, None]] = functools.partial(run_batch, workers=workers)
+        if engine == "ray":
+            from avsseg.pipeline.ray_engine import run_on_ray
+
+            make = functools.partial(run_on_ray, workers=jobs and workers, address=ray_address)
+        batch = make(
             planned,
             segment_options=segment_options,
             model_options=model_options,
             output_options=output_options,
             reporter=progress,
             journal=journal,
-            workers=min(jobs, len(planned)) or 1,
         )
         for result in stack.enter_context(contextlib.closing(batch)):
             results.append(result)
             if json_lines:
-                print_line(json.dumps(result.as_json()))
+                print_line(json.dumps(result.as_json()), stdout)
             else:
                 for path in result.outputs:
-                    print_line(str(path))
+                    print_line(str(path), stdout)
         if len(planned) > 1:
             for line in summary(results):
                 progress.note(line)
@@ -341,10 +374,10 @@ def read_list(*, null: bool) -> Iterator[str]:
             yield os.fsdecode(name)
 
 
-def print_line(line: str) -> None:
+def print_line(line: str, stream: TextIO | None = None) -> None:
     """A line on stdout, at once; a reader that has gone is left to `main`."""
     try:
-        print(line, flush=True)
+        print(line, file=stream, flush=True)
     except BrokenPipeError:
         raise
     except OSError as error:

@@ -281,12 +281,13 @@ def noted(
         yield
     except Exception:
         with contextlib.suppress(OutputError):
-            _note_end(journal, origin, outputs, finished)
+            note_end(journal, origin, outputs, finished)
         raise
-    _note_end(journal, origin, outputs, finished)
+    note_end(journal, origin, outputs, finished)
 
 
-def _note_end(journal: Journal, origin: Origin, outputs: Sequence[Path], finished: Sequence[Path]) -> None:
+def note_end(journal: Journal, origin: Origin, outputs: Sequence[Path], finished: Sequence[Path]) -> None:
+    """Notes which of the outputs that were begun are finished, and that the others came to nothing."""
     if finished:
         journal.append("done", origin, finished)
     if dropped := [path for path in outputs if path not in finished]:

@@ -58,9 +58,11 @@ def identify_model(model: str) -> tuple[str, str]:
     if path.suffix != ".safetensors" and not path.exists():
         shipped = shipped_weights().get(model)
         return model, shipped.sha256 if shipped else ""
+    if path.exists() and not path.is_file():  # loading it says so, when a video needs it; a pipe would be waited for
+        return model, ""
     try:
         return path.stem, hashlib.sha256(path.read_bytes()).hexdigest()
-    except OSError:  # loading it says so, when a video needs it
+    except OSError:  # the same
         return model, ""
 
 
