@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import os
 import platform
 from typing import Annotated
 
@@ -28,7 +29,7 @@ PACKAGES = (
 def info(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object instead of lines.")] = False,
 ) -> None:
-    """Show versions, ffmpeg, device, scan back end and weights, and what is missing for each."""
+    """Show versions, ffmpeg, device, scan back end, weights and their cache, and what is missing for each."""
     facts = {
         "avsseg": avsseg.__version__,
         "python": f"{platform.python_version()} on {platform.platform()}",
@@ -38,6 +39,7 @@ def info(
         "cuda": _cuda(),
         "scan back end": _scan(),
         **_weights(),
+        "weights cache": _weights_cache(),
     }
     if as_json:
         typer.echo(json.dumps(facts))
@@ -81,30 +83,52 @@ def _device() -> str:
 def _cuda() -> str:
     import torch
 
+    from avsseg.cli.cuda import driver_cuda_version, missing_for_cuda
     from avsseg.pipeline.segment import cuda_fault
 
     fault = cuda_fault()
     if not fault:
         return f"{torch.version.cuda}, {torch.cuda.device_count()} device(s)"
-    return f"not usable: {fault}"
+    steps = missing_for_cuda(
+        str(torch.__version__),
+        torch.version.cuda,
+        driver_cuda_version(),
+        visible=os.environ.get("CUDA_VISIBLE_DEVICES"),
+    )
+    return ". ".join([f"not usable: {fault}", *steps])
 
 
 def _scan() -> str:
     from avsseg.ops import cpu
-    from avsseg.ops.selective_scan import available_backends
+    from avsseg.ops.selective_scan import automatic_backend, available_backends
+    from avsseg.pipeline.segment import resolve_device
 
-    reasons = available_backends()
+    device = resolve_device("auto")
+    chosen, reasons = automatic_backend(device), available_backends()
     detail = ""
     if not reasons["cpp"]:
         try:
             detail = f" with {cpu.capability()} instructions"
         except ValueError as error:
-            reasons["cpp"] = str(error)
+            return f"none: cpp cannot be used: {error}. Correct the variable or unset it"
     usable = [name for name, reason in reasons.items() if not reason]
     others = [f"{name} cannot be used: {reason}" for name, reason in reasons.items() if reason]
+    place = {"cpu": "the CPU", "cuda": "CUDA"}.get(device.type, device.type)
+    why = _why(chosen, place, reasons)
     return "; ".join(
-        [f"{usable[0]} on the CPU{detail if usable[0] == 'cpp' else ''} (usable: {', '.join(usable)})", *others]
+        [f"{chosen} on {place}{detail if chosen == 'cpp' else ''}, {why} (usable: {', '.join(usable)})", *others]
     )
+
+
+def _why(chosen: str, place: str, reasons: dict[str, str]) -> str:
+    if chosen != "torch":
+        return f"the fastest on {place}"
+    faster = {"the CPU": "cpp", "CUDA": "triton"}.get(place)
+    if faster is None:
+        return f"the only one on {place}"
+    if reasons[faster]:
+        return f"because {faster} cannot be used"
+    return f"because PyTorch is set to be deterministic and {faster} is not"
 
 
 def _weights() -> dict[str, str]:
@@ -120,3 +144,15 @@ def _weights() -> dict[str, str]:
     if DEFAULT_MODEL not in shipped:
         facts[f"weights {DEFAULT_MODEL}"] = "missing: run needs --model FILE or --allow-untrained"
     return facts
+
+
+def _weights_cache() -> str:
+    from avsseg.weights.cache import weights_dir
+
+    folder = weights_dir()
+    try:
+        sizes = [path.stat().st_size for path in folder.rglob("*") if path.is_file()] if folder.exists() else []
+    except OSError as error:
+        return f"{printable(folder)} cannot be read: {error.strerror}"
+    state = f"{len(sizes)} file(s), {sum(sizes) / 2**20:.1f} MiB" if sizes else "empty"
+    return f"{printable(folder)}, {state}; AVSSEG_HOME moves it"

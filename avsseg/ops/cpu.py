@@ -6,11 +6,12 @@ import ctypes
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from avsseg.ops.registration import checkpoints_shape, keeps_states, register
 
 LIBRARY_PATH = Path(__file__).with_name("libavsseg_scan.so")
 CAPABILITIES = ("portable", "avx2", "avx512")
@@ -87,9 +88,7 @@ def scan(
 ) -> Tensor:
     """The same function as `avsseg.ops.reference.scan`, for float32 tensors on the CPU."""
     inputs = (tokens, projected, plan, dt_projs_weight, dt_projs_bias, A_logs, Ds)
-    keep_states = torch.is_grad_enabled() and any(t.requires_grad for t in inputs)
-    out: Tensor = _selective_scan(*inputs, output_from, keep_states)[0]
-    return out
+    return _selective_scan(*inputs, output_from, keeps_states(inputs))[0]
 
 
 def _library() -> ctypes.CDLL:
@@ -153,26 +152,7 @@ class _Problem:
         _check(function(ctypes.byref(self.struct), CAPABILITIES.index(capability()), *pointers))
 
 
-def _checkpoints_shape(tokens: Tensor, plan: Tensor, states: int) -> tuple[int, ...]:
-    batch, _, channels = tokens.shape
-    directions, length = plan.shape
-    chunks = -(-length // CHECKPOINT_INTERVAL)
-    return batch, directions, chunks, states, channels
-
-
-_INPUTS = (
-    "Tensor tokens, Tensor projected, Tensor plan, "
-    "Tensor dt_projs_weight, Tensor dt_projs_bias, Tensor A_logs, Tensor Ds"
-)
-
-
-@torch.library.custom_op(
-    "avsseg::selective_scan",
-    mutates_args=(),
-    device_types="cpu",
-    schema=f"({_INPUTS}, int output_from, bool keep_states) -> (Tensor, Tensor)",
-)
-def _selective_scan(
+def _forward(
     tokens: Tensor,
     projected: Tensor,
     plan: Tensor,
@@ -186,36 +166,13 @@ def _selective_scan(
     problem = _Problem(tokens, projected, plan, dt_projs_weight, dt_projs_bias, A_logs, Ds, output_from)
     batch, positions, channels = tokens.shape
     out = tokens.new_zeros(batch, positions - output_from, channels)
-    checkpoints = tokens.new_empty(_checkpoints_shape(tokens, plan, A_logs.shape[1]) if keep_states else 0)
+    kept = checkpoints_shape(tokens, plan, A_logs.shape[1], CHECKPOINT_INTERVAL) if keep_states else (0,)
+    checkpoints = tokens.new_empty(kept)
     problem.call(_library().avsseg_scan_forward, out, checkpoints if keep_states else None)
     return out, checkpoints
 
 
-@_selective_scan.register_fake
-def _(
-    tokens: Tensor,
-    projected: Tensor,
-    plan: Tensor,
-    dt_projs_weight: Tensor,
-    dt_projs_bias: Tensor,
-    A_logs: Tensor,
-    Ds: Tensor,
-    output_from: int,
-    keep_states: bool,
-) -> tuple[Tensor, Tensor]:
-    batch, positions, channels = tokens.shape
-    out = tokens.new_empty(batch, positions - output_from, channels)
-    return out, tokens.new_empty(_checkpoints_shape(tokens, plan, A_logs.shape[1]) if keep_states else 0)
-
-
-@torch.library.custom_op(
-    "avsseg::selective_scan_backward",
-    mutates_args=(),
-    device_types="cpu",
-    schema=f"({_INPUTS}, int output_from, Tensor checkpoints, Tensor grad_out)"
-    " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
-)
-def _selective_scan_backward(
+def _backward(
     tokens: Tensor,
     projected: Tensor,
     plan: Tensor,
@@ -248,38 +205,4 @@ def _selective_scan_backward(
     )
 
 
-@_selective_scan_backward.register_fake
-def _(
-    tokens: Tensor,
-    projected: Tensor,
-    plan: Tensor,
-    dt_projs_weight: Tensor,
-    dt_projs_bias: Tensor,
-    A_logs: Tensor,
-    Ds: Tensor,
-    output_from: int,
-    checkpoints: Tensor,
-    grad_out: Tensor,
-) -> tuple[Tensor, ...]:
-    like = (tokens, projected, dt_projs_weight, dt_projs_bias, A_logs, Ds)
-    return tuple(t.new_empty(t.shape) for t in like)
-
-
-def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    *tensors, output_from, keep_states = inputs
-    ctx.output_from, ctx.keep_states = output_from, keep_states
-    ctx.set_materialize_grads(False)
-    ctx.save_for_backward(*tensors, output[1])
-
-
-def _backward(ctx: Any, grad_out: Tensor | None, _grad_checkpoints: Tensor | None) -> tuple[Tensor | None, ...]:
-    if grad_out is None:
-        return (None,) * 9
-    if not ctx.keep_states:
-        raise RuntimeError("selective_scan was called without keep_states, so it has no gradient")
-    *tensors, checkpoints = ctx.saved_tensors
-    grads = _selective_scan_backward(*tensors, ctx.output_from, checkpoints, grad_out)
-    return grads[0], grads[1], None, *grads[2:], None, None
-
-
-_selective_scan.register_autograd(_backward, setup_context=_save_for_backward)
+_selective_scan = register("avsseg::selective_scan", "cpu", _forward, _backward, CHECKPOINT_INTERVAL)

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import nullcontext
 
 import torch
 from torch import Tensor
 
-from avsseg.ops import cpu, reference
+from avsseg.ops import cpu, mamba_ssm, reference, triton_scan
 
-BACKENDS = ("cpp", "torch")
+BACKENDS = ("cpp", "triton", "torch", "mamba-ssm")
+
+_SCANS: dict[str, Callable[..., Tensor]] = {
+    "cpp": cpu.scan,
+    "triton": triton_scan.scan,
+    "torch": reference.scan,
+    "mamba-ssm": mamba_ssm.scan,
+}
 
 _default_backend = "auto"
 
@@ -46,7 +54,8 @@ def selective_scan(
         A_logs: (K * D, N).
         Ds: (K * D,).
         output_from: tokens before it are inputs only; their outputs are neither computed nor returned.
-        backend: one of `BACKENDS`, or "auto": the one set by `set_default_backend`, else the fastest usable here.
+        backend: one of `BACKENDS`, or "auto": the one set by `set_default_backend`, else "cpp" on the CPU, "triton" on
+            CUDA unless PyTorch is to be deterministic, and "torch" where these cannot be used and for float64.
 
     Returns:
         (B, P - output_from, D) in the dtype of `tokens`; rows that no direction visits are 0.
@@ -56,15 +65,16 @@ def selective_scan(
             a back end that is unknown or cannot run on this machine or with these tensors.
     """
     _check_shapes(tokens, plan, x_proj_weight, dt_projs_weight, dt_projs_bias, A_logs, Ds, output_from)
-    scan = cpu.scan if _choose(backend, tokens) == "cpp" else reference.scan
+    name = _choose(backend, tokens)
     dtype = torch.float64 if tokens.dtype == torch.float64 else torch.float32
     # Autocast would run the projection in 16 bits, and the scan amplifies its error by 1 / (1 - decay).
     device = tokens.device.type
     with torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext():
         table = tokens.to(dtype)
         projected = table @ x_proj_weight.to(dtype).flatten(0, 1).t()
-        out = scan(
-            *(table, projected, plan),
+        out = _SCANS[name](
+            # the Triton kernel reads 16-bit tokens as they are
+            *(tokens if name == "triton" else table, projected, plan),
             *(dt_projs_weight.to(dtype), dt_projs_bias.to(dtype), A_logs.to(dtype), Ds.to(dtype)),
             output_from=output_from,
         )
@@ -73,7 +83,17 @@ def selective_scan(
 
 def available_backends() -> dict[str, str]:
     """Every back end, with the reason why it cannot be used here, or an empty string if it can."""
-    return {"cpp": cpu.UNAVAILABLE_REASON, "torch": ""}
+    return {name: _unavailable_reason(name) for name in BACKENDS}
+
+
+def automatic_backend(device: torch.device, dtype: torch.dtype = torch.float32) -> str:
+    """What "auto" runs on for tokens of that device and dtype when `set_default_backend` has chosen nothing."""
+    if dtype != torch.float64:
+        if device.type == "cpu" and not cpu.UNAVAILABLE_REASON:
+            return "cpp"
+        if device.type == "cuda" and triton_scan.INSTALLED and not torch.are_deterministic_algorithms_enabled():
+            return "triton"
+    return "torch"
 
 
 def set_default_backend(name: str) -> None:
@@ -88,23 +108,34 @@ def set_default_backend(name: str) -> None:
     _default_backend = name
 
 
+def _unavailable_reason(name: str) -> str:
+    if name == "cpp":
+        return cpu.UNAVAILABLE_REASON
+    if name == "triton":
+        return triton_scan.unavailable_reason()
+    return mamba_ssm.unavailable_reason() if name == "mamba-ssm" else ""
+
+
 def _check_usable(name: str) -> None:
-    reasons = available_backends()
-    if name not in reasons:
-        raise ValueError(f"unknown scan back end {name!r}: choose auto, {', '.join(reasons)}")
-    if reasons[name]:
-        raise ValueError(f"scan back end {name!r}: {reasons[name]}")
+    if name not in BACKENDS:
+        raise ValueError(f"unknown scan back end {name!r}: choose auto, {', '.join(BACKENDS)}")
+    reason = _unavailable_reason(name)
+    if reason:
+        raise ValueError(f"scan back end {name!r}: {reason}")
 
 
 def _choose(backend: str, tokens: Tensor) -> str:
     name = _default_backend if backend == "auto" else backend
-    suits_cpp = tokens.device.type == "cpu" and tokens.dtype != torch.float64
     if name == "auto":
-        return "cpp" if suits_cpp and not cpu.UNAVAILABLE_REASON else "torch"
+        return automatic_backend(tokens.device, tokens.dtype)
     _check_usable(name)
-    if name == "cpp" and not suits_cpp:
-        given = f"{tokens.dtype} on {tokens.device}"
-        raise ValueError(f"scan back end 'cpp' takes float32 or 16-bit tokens on the CPU, not {given}")
+    if name != "torch":
+        place = "cpu" if name == "cpp" else "cuda"
+        interpreted = name == "triton" and triton_scan.INTERPRETED
+        if tokens.dtype == torch.float64 or not (tokens.device.type == place or interpreted):
+            where = "the CPU" if name == "cpp" else "a CUDA device"
+            given = f"{tokens.dtype} on {tokens.device}"
+            raise ValueError(f"scan back end {name!r} takes float32 or 16-bit tokens on {where}, not {given}")
     return name
 
 

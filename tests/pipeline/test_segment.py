@@ -174,3 +174,9 @@ def test_devices_that_are_not_there_are_named() -> None:
 def test_an_unusable_scan_back_end_is_an_environment_fault() -> None:
     with pytest.raises(EnvironmentFault, match="unknown scan back end 'abacus'"):
         load_for(ModelOptions(scan_backend="abacus", allow_untrained=True))
+
+
+@pytest.mark.parametrize("scan_backend", ["triton", "mamba-ssm"])
+def test_a_scan_back_end_of_another_device_is_refused(scan_backend: str) -> None:
+    with pytest.raises(UsageError, match=f"scan back end {scan_backend} does not run on cpu. Use --device cuda or"):
+        load_for(ModelOptions(scan_backend=scan_backend, device="cpu", allow_untrained=True))

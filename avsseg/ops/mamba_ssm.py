@@ -1,0 +1,83 @@
+"""The selective scan of the package mamba-ssm (arXiv 2312.00752), where that imports: on CUDA, for comparison.
+
+It takes one sequence for each direction and channel, so this back end makes the permuted copies that ours do without.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from avsseg.ops.reference import validate_plan
+
+INSTALLED = importlib.util.find_spec("mamba_ssm") is not None
+
+
+def unavailable_reason() -> str:
+    """Why mamba-ssm cannot be used here, or an empty string if it can. Imports it if it is installed."""
+    if not INSTALLED:
+        return (
+            'mamba-ssm is not installed: pip install --no-build-isolation "avsseg[mamba-ssm]", on a machine with CUDA'
+        )
+    if not torch.cuda.is_available():
+        return "no CUDA device"
+    return _load()[1]
+
+
+def scan(
+    tokens: Tensor,
+    projected: Tensor,
+    plan: Tensor,
+    dt_projs_weight: Tensor,
+    dt_projs_bias: Tensor,
+    A_logs: Tensor,
+    Ds: Tensor,
+    output_from: int,
+) -> Tensor:
+    """The same function as `avsseg.ops.reference.scan`, for float32 tensors on a CUDA device.
+
+    Raises:
+        RuntimeError: mamba-ssm is unavailable, or refuses the sizes (it takes N up to 256 and K * D below 65536).
+    """
+    validate_plan(plan, tokens.shape[1])
+    selective_scan_fn, reason = _load()
+    if selective_scan_fn is None:
+        raise RuntimeError(f"mamba-ssm: {reason}")
+    batch, positions, channels = tokens.shape
+    directions, length = plan.shape
+    rank, states = dt_projs_weight.shape[2], A_logs.shape[1]
+    merged = tokens.new_zeros(tokens.shape)
+    if not plan.numel() or not batch:
+        return merged[:, output_from:]
+    order = plan.long()
+    u = tokens[:, order].transpose(2, 3).flatten(1, 2)  # (B, K, L, D) -> (B, K * D, L)
+    rows = projected.view(batch, positions, directions, rank + 2 * states)
+    gathered = rows[:, order, torch.arange(directions, device=plan.device)[:, None]]  # (B, K, L, R + 2N)
+    dt, B, C = torch.split(gathered.transpose(2, 3), [rank, states, states], dim=2)
+    delta = (dt_projs_weight @ dt).flatten(1, 2)
+    y = selective_scan_fn(
+        u,
+        delta,
+        -A_logs.exp(),
+        B.contiguous(),
+        C.contiguous(),
+        Ds,
+        delta_bias=dt_projs_bias.flatten(),
+        delta_softplus=True,
+    )
+    y = y.view(batch, directions, channels, length).transpose(2, 3)
+    return merged.index_add(1, order.flatten(), y.flatten(1, 2))[:, output_from:]
+
+
+@cache
+def _load() -> tuple[Callable[..., Tensor] | None, str]:
+    try:
+        from mamba_ssm.ops.selective_scan_interface import selective_scan_fn
+    except Exception as error:  # a build for another PyTorch or CUDA fails in many ways
+        lines = str(error).splitlines()
+        return None, f"mamba-ssm does not import: {lines[0] if lines else type(error).__name__}"
+    return selective_scan_fn, ""
