@@ -72,7 +72,7 @@ def test_datumaro_imports_the_masks_bit_by_bit(
     assert sorted(read) == ["00000", "00001", "00002"]
     for mask in masks:
         labels = label_map(mask.probability, info.width, info.height, 0.5)
-        found = read[f"{mask.index:05d}"]
-        assert [annotation.attributes["track_id"] for annotation in found] == [1, 2]
-        for k, annotation in enumerate(found, start=1):
+        found = {annotation.attributes["track_id"]: annotation for annotation in read[f"{mask.index:05d}"]}
+        assert sorted(found) == [1, 2]
+        for k, annotation in found.items():
             assert (np.asarray(annotation.image, bool) == (labels == k)).all()
