@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from avsseg.errors import MediaError
-from avsseg.media.ffmpeg import STALL_S, FfmpegProcess, command, media_input
-from avsseg.media.frames import on_container_clock, seek_point
-from avsseg.media.probe import VideoInfo
+from avsseg.media.ffmpeg import STALL_S, FfmpegProcess, command
+from avsseg.media.frames import audio_tracks, on_container_clock, seek_point
+from avsseg.media.probe import VideoInfo, open_input
 
 logger = logging.getLogger(__name__)
 
@@ -98,11 +98,11 @@ def read_audio(
     block: int = SAMPLE_RATE_HZ,
     stall_s: float = STALL_S,
 ) -> AudioReader:
-    """Open the first audio track as float32 mono at 16 kHz, in blocks of `block` samples; the last may be shorter.
+    """Open the first audio track of a known codec as float32 mono at 16 kHz, in blocks of `block` samples.
 
-    The first sample is the one at `start_s` on the container's clock, whenever the track starts: gaps and late starts
-    are silence. A file without audio gives no block. Use it in a `with` block. Raises `MediaError` if ffmpeg stands
-    still or is killed.
+    The last block may be shorter. The first sample is the one at `start_s` on the container's clock, whenever the track
+    starts: gaps and late starts are silence. A file without audio gives no block. Use it in a `with` block. Raises
+    `MediaError` if ffmpeg stands still or is killed.
     """
     return AudioReader(info, start_s=start_s, end_s=end_s, block=block, stall_s=stall_s)
 
@@ -200,9 +200,10 @@ class AudioReader(Iterator[NDArray[np.float32]]):
 
 def _decoding(info: VideoInfo, seek_s: float) -> list[str]:
     options = {"ss": f"{seek_s:.6f}"} if seek_s else {}
-    source = media_input(info.path, **options)
+    source = open_input(info, **options)
     # 16-bit samples, as in the .wav files of AVSBench: bounded, and never NaN.
-    sound = ffmpeg.output(source["a:0"], "pipe:1", format="nut", acodec="pcm_s16le", ac=1, ar=SAMPLE_RATE_HZ)
+    track = source[f"a:{audio_tracks(info)[0]}"]
+    sound = ffmpeg.output(track, "pipe:1", format="nut", acodec="pcm_s16le", ac=1, ar=SAMPLE_RATE_HZ)
     return command(on_container_clock(info, source, sound))
 
 

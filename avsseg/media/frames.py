@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from avsseg.errors import MediaError, UsageError
-from avsseg.media.ffmpeg import STALL_S, FfmpegProcess, command, media_input
-from avsseg.media.probe import VideoInfo, can_tone_map
+from avsseg.media.ffmpeg import STALL_S, FfmpegProcess, command
+from avsseg.media.probe import VideoInfo, can_tone_map, open_input
 
 # A seek in MPEG-TS or in a stream without key frames lands where nothing can be decoded yet. Starting this much earlier
 # leaves the decoder time to find its feet; what comes before the wanted start is dropped by timestamp.
@@ -22,7 +22,10 @@ SEEK_MARGIN_S = 10.0
 
 # Beyond the announced end of a file, the same frame for so long is no picture but an absurd timestamp or duration in a
 # damaged file, which would give hours of masks. The announced end alone decides nothing: it may be far too early.
+# Nor is an end believed that leaves next to nothing for each second.
 STANDSTILL_S = 60.0
+BELIEVED_S = 600.0
+FEWEST_BYTES_PER_S = 100
 
 
 def mask_times(info: VideoInfo, *, rate: float, start_s: float = 0.0, end_s: float | None = None) -> int | None:
@@ -94,7 +97,7 @@ class FrameSampler(Iterator[NDArray[np.uint8]]):
         self._size = size
         self._stall_s = stall_s
         self.stands_still = False  # cut because of `STANDSTILL_S`
-        self._announced = mask_times(info, rate=rate, start_s=start_s, end_s=None)
+        self._announced = _believable(info, mask_times(info, rate=rate, start_s=start_s, end_s=None), rate)
         self._limit = None if end_s is None else max(1, math.ceil(Fraction(f"{end_s - start_s:.6f}") * rational(rate)))
         self._longest_standstill = math.ceil(STANDSTILL_S * rate)
         self._ahead: NDArray[np.uint8] | None = None  # read, but not given yet
@@ -177,6 +180,14 @@ class FrameSampler(Iterator[NDArray[np.uint8]]):
         self.close()
 
 
+def _believable(info: VideoInfo, announced: int | None, rate: float) -> int | None:
+    try:
+        longest_s = max(BELIEVED_S, info.path.stat().st_size / FEWEST_BYTES_PER_S)
+    except OSError:
+        return announced  # reading it will tell
+    return announced and min(announced, math.ceil(longest_s * rate))
+
+
 def _arguments(info: VideoInfo, rate: Fraction, size: int, start_s: float, limit: int | None) -> list[str]:
     seek_s = seek_point(start_s)
     # Accurate seeking would drop the frame that is still on screen at the start of the range, and a change of size on
@@ -184,7 +195,7 @@ def _arguments(info: VideoInfo, rate: Fraction, size: int, start_s: float, limit
     options: dict[str, Any] = {"reinit_filter:v": 0}
     if seek_s:
         options.update(ss=f"{seek_s:.6f}", noaccurate_seek=None)
-    source = media_input(info.path, **options)
+    source = open_input(info, **options)
     # fps gives interval n the last frame whose time rounds to n or less, so rounding to nearest samples the middle of
     # the interval. One microsecond earlier, a frame that appears exactly then is the one sampled (frame 15 of 30 fps,
     # not 14). `eof_action=pass` rounds the end of the picture up: as many frames as intervals that have picture.

@@ -2,18 +2,37 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import re
 import stat
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import ffmpeg
 
-from avsseg.errors import MediaError, printable
-from avsseg.media.ffmpeg import STALL_S, STOPPED_HINT, command, filters, media_input, run_ffmpeg
+from avsseg.errors import EnvironmentFault, MediaError, printable
+from avsseg.media.ffmpeg import (
+    INSTALL_HINT,
+    STALL_S,
+    STOPPED_HINT,
+    FfmpegProcess,
+    command,
+    filters,
+    find_ffmpeg,
+    media_input,
+    run_ffmpeg,
+)
 
 HDR_TRANSFERS = frozenset({"smpte2084", "arib-std-b67"})  # PQ and HLG
+
+# A recording cut before a far key frame, or whose sound begins late, says what its tracks are only after the 5 s or
+# 5 MB that ffmpeg looks at by default.
+FURTHER = {"analyzeduration": 60_000_000, "probesize": 100_000_000}  # microseconds, bytes
+
+JPEGS_WITHIN = 1 << 24  # bytes, several pictures of 8K
 
 _STILL_IMAGES = (
     (b"\x89PNG", "PNG"),
@@ -39,10 +58,10 @@ class VideoInfo:
     sample_aspect_ratio: Fraction  # width / height of one pixel after rotation; 1 where the file does not say
     duration_s: float | None  # of the longest stream; None if the file does not say
     frame_rate: float | None  # average frames a second
-    has_audio: bool
+    has_audio: bool  # that can be decoded
     is_hdr: bool  # PQ or HLG transfer
     warnings: tuple[str, ...]
-    audio_codecs: tuple[str, ...]  # one for every audio track, such as ("aac", "pcm_s16le")
+    audio_codecs: tuple[str, ...]  # one for every audio track, such as ("aac", "pcm_s16le"); "none" if unknown
     color_range: str | None  # "tv" or "pc"
     color_space: str | None  # matrix coefficients, such as "bt709"
     color_primaries: str | None
@@ -51,6 +70,12 @@ class VideoInfo:
     has_other_tracks: bool = (
         False  # besides the first of picture and sound, such as subtitles: `duration_s` may be theirs
     )
+    looked_further: bool = False  # what a track is did not show where ffmpeg looks by default
+
+
+def open_input(info: VideoInfo, **options: Any) -> Any:
+    """The ffmpeg-python input node of a video that was probed."""
+    return media_input(info.path, **(FURTHER if info.looked_further else {}), **options)
 
 
 def probe(path: Path | str, *, stall_s: float = STALL_S) -> VideoInfo:
@@ -61,16 +86,12 @@ def probe(path: Path | str, *, stall_s: float = STALL_S) -> VideoInfo:
     """
     path = Path(path)
     start = _check_file(path)
-    picture = media_input(path)["V:0"]  # capital V: cover art is no video
-    arguments = command(
-        ffmpeg.output(picture, "pipe:1", format="framecrc", **{"frames:v": 1, "fps_mode": "passthrough"}),
-        loglevel="info",
-    )
-    try:
-        decoded, log, code = run_ffmpeg(arguments, stall_s=stall_s)
-    except TimeoutError as error:
-        raise MediaError(path, f"no picture could be decoded within {stall_s:g} s", _look(path)) from error
+    decoded, log, code = _first_picture(path, stall_s)
     described = _input_lines(log)
+    looked_further = any(_is_unknown(track) for track in _tracks(described, "(?:Video|Audio)"))
+    if looked_further:
+        decoded, log, code = _first_picture(path, stall_s, **FURTHER)
+        described = _input_lines(log)
     size = re.search(r"^#dimensions 0: (\d+)x(\d+)", decoded, flags=re.MULTILINE)
     has_frame = re.search(r"^0,", decoded, flags=re.MULTILINE) is not None
     if size is None or not has_frame:
@@ -78,10 +99,13 @@ def probe(path: Path | str, *, stall_s: float = STALL_S) -> VideoInfo:
         if code < 0 or stopped:
             number = -code if code < 0 else int(re.sub(r"\D", "", stopped) or 15)
             raise MediaError(path, f"ffmpeg was killed by signal {number} while it opened the file", STOPPED_HINT)
+        _check_program(stall_s)
         raise _failure(path, start, described, log)
     aspect = re.search(r"^#sar 0: (\d+)/(\d+)", decoded, flags=re.MULTILINE)
     video = next(iter(_tracks(described, "Video")), "")
     audio = _tracks(described, "Audio")
+    # a track of which nothing is known can be neither decoded nor copied: often there is none, only its entry
+    audio_codecs = tuple("none" if _is_unknown(track) else re.split(r" Audio: (\w+)", track)[1] for track in audio)
     primaries, transfer, matrix, color_range = _colours(video)
     is_hdr = transfer in HDR_TRANSFERS
     return VideoInfo(
@@ -91,22 +115,65 @@ def probe(path: Path | str, *, stall_s: float = STALL_S) -> VideoInfo:
         sample_aspect_ratio=_positive_fraction(aspect[1], aspect[2]) if aspect else Fraction(1),
         duration_s=_duration(described, log),
         frame_rate=_frame_rate(video),
-        has_audio=bool(audio),
+        has_audio=any(codec != "none" for codec in audio_codecs),
         is_hdr=is_hdr,
-        warnings=_warnings(has_audio=bool(audio), is_hdr=is_hdr),
-        audio_codecs=tuple(re.findall(r" Audio: (\w+)", "\n".join(audio))),
+        warnings=_warnings(audio_codecs, is_hdr=is_hdr),
+        audio_codecs=audio_codecs,
         color_range=color_range,
         color_space=matrix,
         color_primaries=primaries,
         color_transfer=transfer,
         container=next((m[1] for line in described if (m := re.match(r"Input #0, (\S+), from", line))), ""),
         has_other_tracks=len(_tracks(described, r"\w+")) > len(audio[:1]) + 1,
+        looked_further=looked_further,
     )
 
 
 def can_tone_map() -> bool:
     """True if this ffmpeg has the filters that map HDR to a standard range."""
     return filters() >= {"zscale", "tonemap"}
+
+
+def _first_picture(path: Path, stall_s: float, **options: Any) -> tuple[str, list[str], int]:
+    """What ffmpeg says of the first picture it decodes, its log, its exit code."""
+    picture = media_input(path, **options)["V:0"]  # capital V: cover art is no video
+    arguments = command(
+        ffmpeg.output(picture, "pipe:1", format="framecrc", **{"frames:v": 1, "fps_mode": "passthrough"}),
+        loglevel="info",
+    )
+    try:
+        decoded, log, code = run_ffmpeg(arguments, stall_s=stall_s)
+    except TimeoutError as error:
+        raise MediaError(path, f"no picture could be decoded within {stall_s:g} s", _look(path)) from error
+    # A name with line breaks could pass for lines of the log; ffmpeg writes other control characters as question marks.
+    shown = re.sub(r"[\x00-\x08\x0e-\x1f]", "?", os.fsencode(path).decode("utf-8", "replace"))
+    name = "\n".join(line.strip() for line in f"file:{shown}".split("\n") if line.strip())
+    return decoded, "\n".join(log).replace(name, "INPUT").split("\n"), code
+
+
+def _is_unknown(track: str) -> bool:
+    """Whether ffmpeg's line on a track lacks what decoding it takes: the size, or the rate and the channels."""
+    known = r", \d+x\d+" if " Video: " in track else r", \d+ Hz, (?!0 channels)"
+    return re.search(known, track) is None
+
+
+def _check_program(stall_s: float) -> None:
+    """Raise `EnvironmentFault` if ffmpeg fails at the simplest picture there is: then no file is to blame."""
+    picture = ffmpeg.input("pipe:0", format="rawvideo", pixel_format="gray", video_size=(16, 16))
+    with FfmpegProcess(
+        command(ffmpeg.output(picture, "pipe:1", format="rawvideo")), stdin=True, stall_s=stall_s
+    ) as test:
+        with contextlib.suppress(OSError):
+            test.write(bytes(256))
+            test.close_stdin()
+        if test.read_into(memoryview(bytearray(256))) == 256:
+            return
+        test.wait()
+        lines, _ = test.messages()
+    said = f" ({lines[-1]})" if lines else ""
+    program = find_ffmpeg()
+    remedy = "Correct or unset AVSSEG_FFMPEG." if program.source == "AVSSEG_FFMPEG" else INSTALL_HINT
+    raise EnvironmentFault(f"{printable(program.path)} fails whatever it is given{said}. {remedy}")
 
 
 def _check_file(path: Path) -> bytes:
@@ -127,7 +194,7 @@ def _check_file(path: Path) -> bytes:
     if not start:
         raise MediaError(path, "the file is empty (zero bytes)", "Copy or record it again.")
     kind = _still_image(start)
-    if kind:
+    if kind and not (kind == "JPEG" and _is_motion_jpeg(path)):
         raise MediaError(path, f"is a still {kind} image, which has no time axis and no sound", "Give a video file.")
     return start
 
@@ -140,6 +207,12 @@ def _still_image(start: bytes) -> str | None:
     if b"acTL" in start:  # an animated PNG
         return None
     return next((kind for magic, kind in _STILL_IMAGES if start.startswith(magic)), None)
+
+
+def _is_motion_jpeg(path: Path) -> bool:
+    """Whether more than one other JPEG follows, as in a stream; photographs may have one for bright screens."""
+    with path.open("rb") as file:
+        return file.read(JPEGS_WITHIN).count(b"\xff\xd9\xff\xd8\xff") > 1
 
 
 def _input_lines(log: list[str]) -> list[str]:
@@ -158,10 +231,12 @@ def _tracks(described: list[str], kind: str) -> list[str]:
     return [lines[number] for number in sorted(lines)]
 
 
-def _warnings(*, has_audio: bool, is_hdr: bool) -> tuple[str, ...]:
+def _warnings(audio_codecs: tuple[str, ...], *, is_hdr: bool) -> tuple[str, ...]:
     warnings = []
-    if not has_audio:
+    if not audio_codecs:
         warnings.append("no audio track; segmented as silent")
+    elif all(codec == "none" for codec in audio_codecs):
+        warnings.append("the audio track is empty or of an unknown codec; segmented as silent")
     if is_hdr and not can_tone_map():
         warnings.append("HDR picture, and this ffmpeg has no zscale filter; its colours look washed out to the model")
     return tuple(warnings)
@@ -171,7 +246,7 @@ def _duration(described: list[str], log: list[str]) -> float | None:
     """Seconds, rounded to 0.01 by ffmpeg; a guess from the bit rate does not count."""
     if any("Estimating duration from bitrate" in line for line in log):
         return None
-    found = next((m for line in described if (m := re.match(r"Duration: (\d+):(\d+):([\d.]+)", line))), None)
+    found = next((m for line in described if (m := re.match(r"Duration: (\d+):(\d+):(\d+\.\d+)", line))), None)
     if found is None:
         return None
     seconds = int(found[1]) * 3600 + int(found[2]) * 60 + float(found[3])
@@ -179,7 +254,7 @@ def _duration(described: list[str], log: list[str]) -> float | None:
 
 
 def _frame_rate(video: str) -> float | None:
-    found = re.search(r", ([\d.]+)(k?) fps", video) or re.search(r", ([\d.]+)(k?) tbr", video)
+    found = re.search(r", (\d+(?:\.\d+)?)(k?) (?:fps|tbr)", video)
     return float(found[1]) * (1000 if found[2] else 1) if found else None
 
 

@@ -176,7 +176,7 @@ class VideoRenderer:
         code = self._process.wait()
         killed = self._process.killed()
         lines, _ = self._process.messages()
-        reason = _reason(lines, code).replace(printable(self._path), self._name)
+        reason = _reason(lines, code).replace(printable(self._path), self._name).rstrip(".")
         if self._process.stalled:
             raise OutputError(
                 f"{self._name}: rendering made no progress for {self._stall_s:g} s. The input may be damaged."

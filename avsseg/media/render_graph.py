@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any, Literal
 
 import ffmpeg
 
 from avsseg.errors import EnvironmentFault
-from avsseg.media.ffmpeg import encoders, file_url, media_input
+from avsseg.media.ffmpeg import command, encoders, file_url, run_ffmpeg
 from avsseg.media.frames import audio_tracks, seek_point, tone_map
-from avsseg.media.probe import VideoInfo, can_tone_map
+from avsseg.media.probe import VideoInfo, can_tone_map, open_input
 
 LONGEST_S = 4 * 3600.0  # of an overlay whose end is not known; 1/120000 s in 31 bits, the longest frame of MP4, is 5 h
 MUXERS = {"mp4": "mp4", "mov": "mov", "mkv": "matroska", "webm": "webm"}
@@ -56,7 +57,7 @@ def rendering(
 ) -> tuple[Any, tuple[str, ...]]:
     """The ffmpeg-python output node: graph, encoders and container; and what of it the user should know."""
     seek_s = seek_point(start_s)
-    source = media_input(info.path, **{"reinit_filter:v": 0}, **({"ss": f"{seek_s:.6f}"} if seek_s else {}))
+    source = open_input(info, **{"reinit_filter:v": 0}, **({"ss": f"{seek_s:.6f}"} if seek_s else {}))
     # To planes first, at low resolution: four planes scale faster than packed RGBA.
     masks = masks.filter("scale", "iw", "ih", out_color_matrix=_color_matrix(info)).filter("format", "yuva420p")
     masks = masks.filter("scale", info.width, info.height, flags="bilinear")
@@ -67,7 +68,7 @@ def rendering(
     options: dict[str, Any] = {}
     warnings: list[str] = []
     if style != "matte":
-        tracks, options, warnings = _audio(info, source, container, style)
+        tracks, options, warnings = _audio(info, source, container, style, seek_s)
         if info.is_hdr and not can_tone_map():
             warnings.append(
                 "the HDR picture is kept as it is in 8 bits and may look wrong; an ffmpeg with zscale maps it"
@@ -151,28 +152,44 @@ def _video_encoder(
     )
 
 
-def _audio(info: VideoInfo, source: Any, container: str, style: Style) -> tuple[list[Any], dict[str, Any], list[str]]:
+def _audio(
+    info: VideoInfo, source: Any, container: str, style: Style, seek_s: float
+) -> tuple[list[Any], dict[str, Any], list[str]]:
     """The audio tracks to map, how each is coded (copied wherever the container takes it), what is not as it was."""
     warnings: list[str] = []
     tracks: list[Any] = []
     options: dict[str, Any] = {}
-    for track, index in enumerate(audio_tracks(info)):
+    for index in audio_tracks(info):
         codec = info.audio_codecs[index]
+        copied = container not in COPIED_AUDIO or codec in COPIED_AUDIO[container]
+        if not copied and not _gives_sound(info, index, seek_s):
+            warnings.append(f"an audio track of which nothing can be decoded is left out of the {style}")
+            continue
+        track = len(tracks)
         tracks.append(source[f"a:{index}"])
-        if container not in COPIED_AUDIO or codec in COPIED_AUDIO[container]:
+        if copied:
             options[f"c:a:{track}"] = "copy"
             if codec == "aac" and info.container in ADTS_CONTAINERS:
                 # The muxer inserts this filter itself, but then one damaged packet ends the whole file.
                 options[f"bsf:a:{track}"] = "aac_adtstoasc"
-        elif container == "webm":
-            options[f"c:a:{track}"] = "libopus"
-            # libopus refuses layouts such as 5.1(side), which most 5.1 tracks have.
-            options[f"filter:a:{track}"] = "aformat=channel_layouts=7.1|5.1|stereo|mono"
         else:
-            options[f"c:a:{track}"] = "aac"
+            options[f"c:a:{track}"] = "libopus" if container == "webm" else "aac"
+            # libopus refuses layouts such as 5.1(side), which most 5.1 tracks have, and aac more than 8 channels.
+            layouts = "7.1|5.1|stereo|mono" if container == "webm" else "7.1|5.1|5.0|4.0|3.0|stereo|mono"
+            options[f"filter:a:{track}"] = f"aformat=channel_layouts={layouts}"
         if options[f"c:a:{track}"] != "copy":
             written = "Opus" if container == "webm" else "AAC"
             warnings.append(f"a .{container} file cannot hold its {codec} audio; it is re-encoded as {written}")
-    if len(tracks) < len(info.audio_codecs):
+    if "none" in info.audio_codecs:
         warnings.append(f"an audio track of unknown codec is left out of the {style}")
     return tracks, options, list(dict.fromkeys(warnings))
+
+
+def _gives_sound(info: VideoInfo, index: int, seek_s: float) -> bool:
+    """Whether anything of an audio track can be decoded: an encoder that is given nothing fails the whole file."""
+    track = open_input(info, **({"ss": f"{seek_s:.6f}"} if seek_s else {}))[f"a:{index}"]
+    try:
+        decoded, _, _ = run_ffmpeg(command(ffmpeg.output(track, "pipe:1", format="framecrc", **{"frames:a": 1})))
+    except TimeoutError:
+        return False
+    return re.search(r"^0,", decoded, flags=re.MULTILINE) is not None

@@ -228,20 +228,23 @@ class _Decoder:
     def _summary(self) -> _Summary:
         """Compare what was read with what the file announces; ffmpeg ends with code 0 whatever it met."""
         read_s = self._start_s + self._frames.count / self._rate
-        ends = [end for end in (self._info.duration_s, self._end_s) if end is not None]
+        # MPEG streams announce nothing: ffmpeg takes the last timestamp, to which time may have jumped.
+        length_s = None if self._info.container in ("mpegts", "mpeg") else self._info.duration_s
+        ends = [end for end in (length_s, self._end_s) if end is not None]
         announced_s = min(ends, default=read_s)
         missing_s = max(0.0, announced_s - read_s)
         heard_s = self._examples.drain(announced_s) if missing_s > MISSING_TOLERANCE_S else announced_s
         complained, unheard = self._frames.error_lines, self._sound.error_lines
         # A picture that ends before another track does is whole, unless the decoder complained.
         another_lasts = self._info.has_other_tracks or (self._info.has_audio and announced_s - heard_s <= 1.0)
-        if missing_s <= MISSING_TOLERANCE_S or (another_lasts and not (complained or self._frames.failure)):
+        whole = another_lasts and not (complained or self._frames.failure)
+        if missing_s <= MISSING_TOLERANCE_S or whole or self._frames.stands_still:
             missing_s = 0.0
         warnings = []
         if self._frames.failure:
             warnings.append(f"ffmpeg {self._frames.failure} after {self._frames.count} masks; the rest is missing")
         if self._frames.stands_still:
-            warnings.append(f"the picture stands still from {read_s:.1f} s on, after its announced end; cut there")
+            warnings.append(f"the picture stands still from {read_s:.1f} s on, past its likely end; cut there")
         if self._sound.failure:
             heard = f"{self._sound.samples / SAMPLE_RATE_HZ:.1f} s of sound"
             warnings.append(f"ffmpeg {self._sound.failure} after {heard}; the rest counts as silent")

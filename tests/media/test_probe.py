@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from avsseg.errors import MediaError
+from avsseg.errors import EnvironmentFault, MediaError
+from avsseg.media.ffmpeg import find_ffmpeg
 from avsseg.media.probe import probe
 
 
@@ -197,6 +198,39 @@ def test_a_probe_that_stands_still_is_an_error(barcode_video, standing_ffmpeg):
     standing_ffmpeg()
     with pytest.raises(MediaError, match=r"no picture could be decoded within 0\.2 s"):
         probe(path, stall_s=0.2)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="the stand-in is a shell script")
+@pytest.mark.parametrize("words", ["", "error while loading shared libraries: libx264.so"])
+def test_a_program_that_only_knows_its_version_is_blamed_and_not_the_file(words, barcode_video, tmp_path, monkeypatch):
+    path = barcode_video("short").path
+    script = tmp_path / "broken_ffmpeg"
+    answer = f'case "$*" in -version) exec "{find_ffmpeg().path}" -version ;; esac'
+    script.write_text(f"#!/bin/sh\n{answer}\necho '{words}' >&2\nexit 127\n")
+    script.chmod(0o755)
+    monkeypatch.setenv("AVSSEG_FFMPEG", str(script))
+    said = rf" \({words}\)" if words else ""
+    with pytest.raises(
+        EnvironmentFault, match=rf"^{script} fails whatever it is given{said}\. Correct or unset AVSSEG"
+    ):
+        probe(path)
+
+
+def test_a_name_like_the_log_of_ffmpeg_says_nothing(each_ffmpeg, barcode_video, tmp_path):
+    name = "a\n  Duration: 99:00:00.0.1, s\n Stream #0:7: Audio: aac, 8000 Hz, mono\x01\n\nStream mapping:\n.mp4"
+    shutil.copy(barcode_video("short").path, tmp_path / name)
+    told, plain = probe(tmp_path / name), probe(barcode_video("short").path)
+    assert (told.duration_s, told.has_audio, told.frame_rate) == (plain.duration_s, False, plain.frame_rate)
+
+
+@pytest.mark.parametrize(("pictures", "is_still"), [(1, True), (2, True), (3, False)])
+def test_jpegs_in_a_row_are_a_video(pictures, is_still, each_ffmpeg, encode_barcodes, tmp_path):
+    path = tmp_path / "row.mjpeg"
+    encode_barcodes(path, pictures, "-c:v", "mjpeg", "-pix_fmt", "yuvj420p")
+    if is_still:  # two: a photograph and its gain map
+        assert "still JPEG" in error_of(path)
+    else:
+        assert probe(path).width == 160
 
 
 def test_a_name_that_is_not_utf8_is_read(each_ffmpeg, barcode_video, tmp_path):

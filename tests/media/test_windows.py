@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from surgery import make_box, replace_box
 
 from avsseg.errors import MediaError, UsageError
 from avsseg.media.audio import example_start_s, log_mel_examples, read_audio
@@ -169,7 +170,23 @@ def test_a_last_frame_of_absurd_length_gives_a_minute_of_masks_at_most(each_ffmp
     with clip_windows(probe(announce(path, 3.0)), size=64) as windows:
         assert sum(len(window.frames) for window in windows) == 3 + 60 + 1
     assert windows.damaged
-    assert windows.warnings == ("the picture stands still from 64.0 s on, after its announced end; cut there",)
+    assert windows.warnings == ("the picture stands still from 64.0 s on, past its likely end; cut there",)
+
+
+def test_a_picture_that_starts_after_days_in_a_small_file_is_not_awaited(each_ffmpeg, encode_barcodes, tmp_path):
+    path = tmp_path / "late.mp4"
+    tone = ("-f", "lavfi", "-i", "sine=duration=1")
+    encode_barcodes(path, 30, "-c:v", "libx264", "-preset", "ultrafast", "-c:a", "aac", inputs=tone)
+    # two entries of the edit list: nothing for as long as can be, then the picture
+    edits = struct.pack(">IIIiIIiI", 0, 2, 2**31 - 1, -1, 0x10000, 333, 0, 0x10000)
+    path.write_bytes(replace_box(path.read_bytes(), b"elst", make_box(b"elst", edits)))
+    info = probe(path)
+    assert info.duration_s is not None
+    assert info.duration_s > 10 * 3600
+    with clip_windows(info, rate=0.1, size=64) as windows:
+        assert sum(len(window.frames) for window in windows) == 60 + 6 + 1  # what is believed, and a standstill
+    assert windows.damaged
+    assert windows.warnings == ("the picture stands still from 670.0 s on, past its likely end; cut there",)
 
 
 @pytest.mark.parametrize("longer", ["subtitle", "second_sound"])
