@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from avsseg.errors import UsageError, printable
-from avsseg.model.config import ABLATIONS, PRESETS
+from avsseg.model.config import ABLATIONS, BACKBONE_ALIASES, PRESETS, VISUAL_BACKBONES
 from avsseg.training.settings import (
     PRESET_NAMES,
     TrainingSettings,
@@ -66,7 +66,12 @@ def train(
         str | None, typer.Option(help=f"One of {', '.join(PRESETS)}.", show_default=False, rich_help_panel=_WHAT)
     ] = None,
     backbone: Annotated[
-        str | None, typer.Option(help="Another visual backbone.", show_default=False, rich_help_panel=_WHAT)
+        str | None,
+        typer.Option(
+            help=f"Another visual backbone: {', '.join(VISUAL_BACKBONES)}; or short, {', '.join(BACKBONE_ALIASES)}.",
+            show_default=False,
+            rich_help_panel=_WHAT,
+        ),
     ] = None,
     ablate: Annotated[
         str | None,

@@ -11,7 +11,29 @@ TEMPORAL_DIRECTIONS = (2, 4, 6, 8, 10, 12)
 VISUAL_BACKBONES = (
     *("pvt_v2_b0", "pvt_v2_b1", "pvt_v2_b2", "pvt_v2_b3", "pvt_v2_b4", "pvt_v2_b5"),
     *("resnet50", "resnet18_slim"),
+    *("vmamba-tiny-v0", "vmamba-small-v0", "vmamba-base-v0"),
+    *("vmamba-tiny-s2l5", "vmamba-tiny-s1l8", "vmamba-small-s2l15", "vmamba-small-s1l20"),
+    *("vmamba-base-s2l15", "vmamba-base-s1l20"),
+    *("vim-tiny", "vim-small", "vim-base"),
 )
+# Short names. Of VMamba's second release they are the variants that its paper calls VMamba-T, -S and -B.
+BACKBONE_ALIASES = {
+    "vmamba-t": "vmamba-tiny-s1l8",
+    "vmamba-s": "vmamba-small-s2l15",
+    "vmamba-b": "vmamba-base-s2l15",
+    "vmamba-t-v0": "vmamba-tiny-v0",
+    "vmamba-s-v0": "vmamba-small-v0",
+    "vmamba-b-v0": "vmamba-base-v0",
+    "vim-t": "vim-tiny",
+    "vim-s": "vim-small",
+    "vim-b": "vim-base",
+}
+
+
+def backbone_name(name: str) -> str:
+    """The full name of a backbone: itself, or what a short name stands for; `-` does for `_`. Unknown names stay."""
+    underscored = name.replace("-", "_")
+    return BACKBONE_ALIASES.get(name, underscored if underscored in VISUAL_BACKBONES else name)
 
 
 @dataclass(frozen=True)
@@ -51,8 +73,10 @@ class AvsMambaConfig:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "head_channels", tuple(self.head_channels))
+        object.__setattr__(self, "backbone", backbone_name(self.backbone))
         if self.backbone not in VISUAL_BACKBONES:
-            raise UsageError(f"unknown backbone {self.backbone!r}. Choose one of: {', '.join(VISUAL_BACKBONES)}")
+            names = ", ".join((*VISUAL_BACKBONES, *BACKBONE_ALIASES))
+            raise UsageError(f"unknown backbone {self.backbone!r}. Choose one of: {names}")
         if self.audio_encoder not in ("vggish", "compact"):
             raise UsageError(f"unknown audio encoder {self.audio_encoder!r}. Choose vggish or compact")
         if self.temporal_directions not in TEMPORAL_DIRECTIONS:
@@ -98,7 +122,18 @@ PRESETS: dict[str, AvsMambaConfig] = {
         head_hidden=128,
         head_channels=(24, 8),
     ),
+    **{f"avs-mamba-{short}": AvsMambaConfig(backbone=short) for short in ("vmamba-t", "vmamba-s", "vmamba-b")},
+    **{f"avs-mamba-{short}": AvsMambaConfig(backbone=short) for short in ("vim-t", "vim-s")},
 }
+
+# The paper's study of backbone against resolution (V-F, Fig. 10): Vim, VMamba and PVT-v2. Its text names neither the
+# variants nor the resolutions: these are all that have a preset, at the two sizes that the paper's models are trained
+# at and one between them.
+FIGURE_10_MODELS = (
+    "avs-mamba-pvt-v2-b5",
+    *(name for name in PRESETS if name.startswith(("avs-mamba-vmamba-", "avs-mamba-vim-"))),
+)
+FIGURE_10_SIZES = (224, 384, 512)
 
 # Rows of Tables III (MTE), IV (MAD), V (CIP), VI and VII (scan directions) as changes to a preset.
 ABLATIONS: dict[str, dict[str, Any]] = {

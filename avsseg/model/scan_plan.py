@@ -8,19 +8,36 @@ in reading order, so that no permuted copy of the tokens is ever made.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, wraps
+from typing import ParamSpec
 
 import torch
 from torch import Tensor
 
-# Plans are cached, so one made first under `torch.inference_mode` must still serve a later training step: all are built
-# outside of it.
+P = ParamSpec("P")
 
 # Table VII of the paper: K directions are the first K / 2 of these orders, each forwards and backwards. The last letter
 # runs fastest: THW reads frame after frame, HWT reads every position's T frames in a row.
 TEMPORAL_ORDERS = ("THW", "TWH", "HWT", "WHT", "HTW", "WTH")
+
+
+def cached_plan(build: Callable[P, Tensor]) -> Callable[P, Tensor]:
+    """`build`, whose results are kept for the next call with equal arguments.
+
+    One made first under `torch.inference_mode` must still serve a later training step, so all are built outside of it.
+    While `torch.compile` or `torch.export` traces, nothing is kept: its tensors hold no values.
+    """
+    cached: Callable[P, Tensor] = lru_cache(maxsize=256)(torch.inference_mode(False)(build))  # type: ignore[assignment]
+
+    @wraps(build)
+    def plan(*arguments: P.args, **options: P.kwargs) -> Tensor:
+        if torch.compiler.is_compiling():
+            return build(*arguments, **options)
+        return cached(*arguments, **options)
+
+    return plan
 
 
 @dataclass(frozen=True)
@@ -58,24 +75,21 @@ def visual_order(grid: TokenGrid, order: str) -> Tensor:
     return torch.cat(parts)
 
 
-@lru_cache(maxsize=256)
-@torch.inference_mode(False)
+@cached_plan
 def frame_plan(grid: TokenGrid, device: torch.device) -> Tensor:
     """VSS block (eq. 5-7): HW, WH, then both reversed. (4, M) for a grid of one frame."""
     hw, wh = visual_order(grid, "THW"), visual_order(grid, "TWH")
     return torch.stack([hw, wh, hw.flip(0), wh.flip(0)]).to(device)
 
 
-@lru_cache(maxsize=256)
-@torch.inference_mode(False)
+@cached_plan
 def temporal_plan(grid: TokenGrid, directions: int, device: torch.device) -> Tensor:
     """Temporal Mamba block (eq. 8-10, Table VII): THW+, THW-, TWH+, TWH-, HWT+, ... (K, T * M)."""
     orders = [visual_order(grid, order) for order in TEMPORAL_ORDERS[: directions // 2]]
     return torch.stack([direction for order in orders for direction in (order, order.flip(0))]).to(device)
 
 
-@lru_cache(maxsize=256)
-@torch.inference_mode(False)
+@cached_plan
 def visual_to_audio_plan(grid: TokenGrid, device: torch.device) -> Tensor:
     """V2A (eq. 13-17): THW, TWH, then the visual and the audio part each reversed; audio at the END. (4, T * M + T).
 
@@ -94,8 +108,7 @@ def visual_to_audio_plan(grid: TokenGrid, device: torch.device) -> Tensor:
     ).to(device)
 
 
-@lru_cache(maxsize=256)
-@torch.inference_mode(False)
+@cached_plan
 def audio_to_visual_plan(grid: TokenGrid, device: torch.device) -> Tensor:
     """A2V (eq. 18-19): the T audio tokens AHEAD of the visual ones, THW, TWH, THW-, TWH- (both parts reversed)."""
     audio = torch.arange(grid.tokens, grid.tokens + grid.frames, dtype=torch.int32)

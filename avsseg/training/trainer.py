@@ -30,8 +30,9 @@ logger = logging.getLogger(__name__)
 
 Validation = Callable[[nn.Module], Mapping[str, float]]
 Precision = Literal["fp32", "bf16", "fp16"]
-# log-decays and skips of a scan must not be pulled towards 0: there a state never forgets
-NO_DECAY = ("A_logs", "Ds", "dt_projs_bias")
+# log-decays and skips of a scan must not be pulled towards 0: there a state never forgets; Vim's recipe spares its
+# embeddings too
+NO_DECAY = ("A_logs", "Ds", "dt_projs_bias", "A_log", "A_b_log", "pos_embed", "cls_token")
 
 
 LOGS = ("train.csv", "val.csv")

@@ -118,9 +118,7 @@ CATALOGUE: dict[str, CatalogueEntry] = {
             "VGGish audio encoder, AudioSet; the paper's",
         ),
         *(
-            CatalogueEntry(
-                name, name, _VMAMBA + file, "MIT", f"VMamba backbone, ImageNet ({accuracy})", supported=False
-            )
+            CatalogueEntry(name, name, _VMAMBA + file, "MIT", f"VMamba backbone, ImageNet ({accuracy})")
             for name, file, accuracy in _VMAMBA_FILES
         ),
         *(
@@ -130,7 +128,8 @@ CATALOGUE: dict[str, CatalogueEntry] = {
                 f"{_VIM}{repository}/resolve/main/{file}",
                 "Apache-2.0",
                 f"Vim backbone, ImageNet ({accuracy})",
-                supported=False,
+                # its patches overlap, which the backbone here does not
+                supported=not name.endswith("-stride8"),
             )
             for name, repository, file, accuracy in _VIM_FILES
         ),

@@ -13,7 +13,7 @@ from torch import Tensor
 from avsseg.data.avss_classes import CLASS_NAMES
 from avsseg.errors import UsageError, WeightsError, printable
 from avsseg.model.avs_mamba import AvsMamba
-from avsseg.model.config import AvsMambaConfig
+from avsseg.model.config import AvsMambaConfig, backbone_name
 from avsseg.weights.convert import convert_authors_state_dict
 from avsseg.weights.download import sha256_of
 from avsseg.weights.official import AVS_MAMBA, KINDS, fitted, guess_kind, module_of, module_state, read_tensors
@@ -31,6 +31,7 @@ def convert_file(source: Path, target: Path, kind: str | None = None) -> str:
     authors' AVS-Mamba a checkpoint for `load_model`. Raises UsageError on an unknown kind or a target that is not
     .safetensors, WeightsError when the file cannot be read or does not fit, OutputError.
     """
+    kind = kind and backbone_name(kind)
     if kind is not None and kind not in KINDS:
         raise UsageError(f"unknown kind {kind!r}. Choose one of: {', '.join(KINDS)}")
     if target.suffix != ".safetensors":

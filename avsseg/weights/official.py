@@ -1,6 +1,9 @@
 """Reads the files that others publish: which module they fill, and its state dict out of them.
 
 pvt_v2_b0 .. b5   official names; `head.*` is the classifier
+vmamba-*          official names, of the first release (`self_attention`) or the second (`op`), also with weights of 1x1
+                  convolutions for linear layers; `classifier.*`, or `norm.*` and `head.*`, is the classifier
+vim-*             official names; `head.*` is the classifier
 resnet50          torchvision's names; `fc.*` is the classifier; or inside a detector, whose other parts are left:
                   DETR keeps it under `backbone.0.body.`, torchvision's detectors under `backbone.body.`
 vggish            the public PyTorch port; `pproc.*` is the PCA
@@ -9,7 +12,9 @@ avs-mamba         the authors' whole model
 
 from __future__ import annotations
 
+import argparse
 import re
+from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -20,21 +25,37 @@ from torch import Tensor, nn
 from avsseg.errors import WeightsError, printable
 from avsseg.model.backbones import build_backbone
 from avsseg.model.backbones.pvt_v2 import PVT_V2
+from avsseg.model.backbones.vim import VIM
+from avsseg.model.backbones.vmamba import VMAMBA
 from avsseg.model.vggish import Vggish
 
 AVS_MAMBA = "avs-mamba"
-KINDS = (AVS_MAMBA, *PVT_V2, "resnet50", "vggish")
+KINDS = (AVS_MAMBA, *PVT_V2, *VMAMBA, *VIM, "resnet50", "vggish")
 DETR_PREFIX, DETECTOR_PREFIX = "backbone.0.body.", "backbone.body."
 
 # where trainers put the state dict when they save more than that
 _WRAPPERS = ("model", "state_dict", "model_state_dict")
-_CLASSIFIERS = re.compile(r"(head|fc|pproc)\.")
+_CLASSIFIERS = re.compile(r"(head|fc|pproc|classifier)\.")
+# what a backbone here has and its published file has not: it starts anew
+_OURS_ALONE = re.compile(r"(outnorm\d|feature_pyramid)\.")
+_VMAMBA_BLOCK = re.compile(r"layers\.(\d+)\.blocks\.(\d+)\.(op|self_attention)\.")
+# first release -> second
+_VMAMBA_RENAMES = (
+    (re.compile(r"^patch_embed\.proj\."), "patch_embed.0."),
+    (re.compile(r"^patch_embed\.norm\."), "patch_embed.2."),
+    (re.compile(r"(\.blocks\.\d+\.)ln_1\."), r"\1norm."),
+    (re.compile(r"(\.blocks\.\d+\.)self_attention\."), r"\1op."),
+    (re.compile(r"(\.downsample\.)norm\."), r"\g<1>1."),
+    (re.compile(r"(\.downsample\.)reduction\."), r"\g<1>2."),
+    (re.compile(r"^norm\."), "classifier.norm."),
+)
+# DeiT's trainer, which Vim uses, and Swin's, which VMamba uses, save the run's settings beside the weights: they are
+# read as plain values and thrown away
+_SETTINGS_CLASSES = ((argparse.Namespace, "argparse.Namespace"), (OrderedDict, "yacs.config.CfgNode"))
 _BATCH_NORM_EPS = 1e-5
 _NAMED_IN_ERRORS = 3
 
 _FOREIGN = (
-    (re.compile(r"layers\.\d+\.mixer\."), "a Vim backbone, which this version does not support yet"),
-    (re.compile(r"layers\.\d+\.blocks\.\d+\."), "a VMamba backbone, which this version does not support yet"),
     (re.compile(r"stages\.\d+\.blocks\.\d+\.attn\."), "a PVT-v2 with timm's names; take the official pvt_v2_*.pth"),
     (re.compile(r"pyramid\.levels\.\d"), "an avsseg model already; give it to --model"),
 )
@@ -55,7 +76,8 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         except (OSError, SafetensorError) as error:
             raise WeightsError(f"{shown}: cannot be read as safetensors ({error}). Download it again") from error
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals(list(_SETTINGS_CLASSES)):
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged or hostile pickle can raise anything
         reason = str(error).splitlines()[0][:200] if str(error) else repr(error)
         hint = "Download it again, or save its state dict alone"
@@ -79,6 +101,10 @@ def guess_kind(tensors: Mapping[str, Tensor], source: str) -> str:
         return _pvt_variant(tensors)
     if "features.13.weight" in tensors and "embeddings.0.weight" in tensors:
         return "vggish"
+    if any(map(_VMAMBA_BLOCK.match, tensors)):
+        return _vmamba_variant(tensors)
+    if "layers.0.mixer.A_b_log" in tensors and "cls_token" in tensors:
+        return _vim_variant(tensors)
     prefix = _resnet_prefix(tensors)
     if f"{prefix}layer4.2.conv3.weight" in tensors and f"{prefix}layer3.6.conv1.weight" not in tensors:
         return "resnet50"
@@ -96,8 +122,13 @@ def module_of(kind: str) -> nn.Module:
 
 
 def module_state(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
-    """`fitted` for a backbone or VGGish, whose classifier, PCA or detector is left out."""
-    return fitted(_backbone_part(tensors), expected, source)
+    """`fitted` for a backbone or VGGish, whose classifier, PCA or detector is left out.
+
+    What no published file has, `outnorm` of VMamba and `feature_pyramid` of Vim, may be absent from both.
+    """
+    part = _backbone_part(tensors)
+    published = {n: tensor for n, tensor in expected.items() if n in part or not _OURS_ALONE.match(n)}
+    return fitted(_linear(part, published), published, source)
 
 
 def fitted(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
@@ -144,11 +175,54 @@ def _pvt_variant(tensors: Mapping[str, Tensor]) -> str:
     return min(PVT_V2, key=distance)
 
 
+def _vmamba_variant(tensors: Mapping[str, Tensor]) -> str:
+    """The variant with this width, release, inner width and these depths; the nearest, as for PVT-v2, if none."""
+    names = _renamed(tensors)
+    vanilla = not any(".norm2." in name for name in names)
+    width = next((t.shape[0] for n, t in names.items() if n.endswith("layers.0.blocks.0.norm.weight")), 0)
+    inner = next((t.shape[0] for n, t in names.items() if n.endswith("layers.0.blocks.0.op.out_norm.weight")), 0)
+    blocks = {(m[1], m[2]) for m in map(_VMAMBA_BLOCK.match, names) if m}
+
+    def distance(name: str) -> int:
+        config = VMAMBA[name]
+        differences = (config.vanilla != vanilla, config.width != width, config.expand * config.width != inner)
+        return 100 * sum(differences) + abs(sum(config.depths) - len(blocks))
+
+    return min(VMAMBA, key=distance)
+
+
+def _vim_variant(tensors: Mapping[str, Tensor]) -> str:
+    width = tensors["cls_token"].shape[-1]
+    return min(VIM, key=lambda name: abs(VIM[name].dim - width))
+
+
+def _renamed(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """VMamba's second names for its first; others stay."""
+    renamed = {}
+    for name, tensor in tensors.items():
+        for pattern, replacement in _VMAMBA_RENAMES:
+            name = pattern.sub(replacement, name)
+        renamed[name] = tensor
+    return renamed
+
+
+def _linear(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Weights of 1x1 convolutions (D, C, 1, 1) as those of linear layers (D, C), where these are expected."""
+    return {
+        name: tensor.flatten(1)
+        if name in expected and tensor.shape[2:] == (1, 1) and expected[name].ndim == 2 and tensor.ndim == 4
+        else tensor
+        for name, tensor in tensors.items()
+    }
+
+
 def _resnet_prefix(tensors: Mapping[str, Tensor]) -> str:
     return next((p for p in (DETR_PREFIX, DETECTOR_PREFIX) if f"{p}conv1.weight" in tensors), "")
 
 
 def _backbone_part(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    if any(map(_VMAMBA_BLOCK.match, tensors)):
+        tensors = _renamed(tensors)
     prefix = _resnet_prefix(tensors)
     inside = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
     part = {name: tensor for name, tensor in inside.items() if not _CLASSIFIERS.match(name)}

@@ -30,7 +30,8 @@ def _load(module: nn.Module, source: Path | str) -> None:
     tensors = read_tensors(path)
     expected = module.state_dict()
     _check_kind(tensors, expected, printable(path))
-    module.load_state_dict(module_state(tensors, expected, printable(path)))
+    # what no published file has keeps its values
+    module.load_state_dict({**expected, **module_state(tensors, expected, printable(path))})
 
 
 def _check_kind(tensors: dict[str, Tensor], expected: dict[str, Tensor], shown: str) -> None:

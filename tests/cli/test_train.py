@@ -17,6 +17,7 @@ from avsseg.cli import app
 from avsseg.cli.train import gather
 from avsseg.data.synthetic_dataset import SynthSettings, write_dataset
 from avsseg.errors import UsageError
+from avsseg.model.config import ABLATIONS, BACKBONE_ALIASES, PRESETS, VISUAL_BACKBONES
 from avsseg.training.checkpoints import load_checkpoint
 from avsseg.training.settings import read_toml, training_preset, write_toml
 
@@ -64,6 +65,7 @@ def test_a_resumed_run_brings_its_settings(tmp_path: Path) -> None:
         (["--set", "batch=two"], "the value must be a int"),
         (["--preset", "huge"], "preset is 'huge'. Choose one of: tiny, paper"),
         (["--ablate", "no-eyes"], "ablate is 'no-eyes'"),
+        (["--backbone", "vmamba-x"], "unknown backbone 'vmamba-x'"),
         (["--from", "nowhere.safetensors"], "nowhere.safetensors: no such file"),
     ],
 )
@@ -79,6 +81,13 @@ def test_errors_are_one_line(scenes: Path, tmp_path: Path, more: list[str], mess
     assert message in done.stderr
     assert "Traceback" not in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_help_lists_backbones_and_ablations(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERMINAL_WIDTH", "1000")
+    shown = CliRunner().invoke(app, ["train", "--help"]).stdout
+    for name in (*ABLATIONS, *VISUAL_BACKBONES, *BACKBONE_ALIASES, *PRESETS):
+        assert name in shown
 
 
 def test_no_data_is_said_at_once() -> None:

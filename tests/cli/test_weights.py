@@ -85,7 +85,8 @@ def test_list_shows_what_comes_with_avsseg_and_what_can_be_fetched() -> None:
     assert "shipped" in lines[DEFAULT_MODEL]
     assert "313 MiB" in lines["pvt_v2_b5"]
     assert "Apache-2.0" in lines["pvt_v2_b5"]
-    assert lines["vim-tiny"].endswith("not supported yet")
+    assert lines["vim-tiny-stride8"].endswith("not supported yet")
+    assert lines["vim-tiny"].endswith("Vim backbone, ImageNet (76.1 %)")
 
 
 def test_list_as_json_follows_the_cache(avsseg_main: Main, published: str) -> None:

@@ -8,7 +8,16 @@ import torch.nn.functional as F
 
 from avsseg.errors import UsageError
 from avsseg.model.avs_mamba import AvsMamba, normalise
-from avsseg.model.config import ABLATIONS, PRESETS, TEMPORAL_DIRECTIONS, AvsMambaConfig, preset
+from avsseg.model.config import (
+    ABLATIONS,
+    BACKBONE_ALIASES,
+    FIGURE_10_MODELS,
+    PRESETS,
+    TEMPORAL_DIRECTIONS,
+    VISUAL_BACKBONES,
+    AvsMambaConfig,
+    preset,
+)
 
 SMALL = AvsMambaConfig(
     backbone="pvt_v2_b0", audio_encoder="compact", dim=32, state_size=2, head_hidden=16, head_channels=(8, 4)
@@ -69,6 +78,49 @@ def test_each_ablation_removes_its_part_and_no_other(name: str) -> None:
         full, ablated = AvsMamba(SMALL).state_dict(), AvsMamba(replace(SMALL, **ABLATIONS[name])).state_dict()
     assert set(ablated) == {key for key in full if not key.startswith(tuple(REMOVED[name]))}
     assert all(any(key.startswith(part) for key in full) for part in REMOVED[name])
+
+
+# The rows of the paper's ablation tables, "ours" left out, which is no ablation; row -> name.
+TABLES = {
+    "III": {"w/o MTE": "no-mte", "w/o MAD": "no-mad", "w/o CIP": "no-cip"},
+    "IV": {"w/o Encoder": "no-mte", "w/o VSS Block": "no-vss", "w/o Temporal Mamba": "no-mte-temporal"},
+    "V": {"w/o Decoder": "no-mad", "w/o Frame-level": "no-mad-frame", "w/o Temporal-level": "no-mad-temporal"},
+    "VI": {"w/o CIP": "no-cip", "w/o Temporal Mamba": "no-cip-temporal", "w/o A2V Selective Scan": "no-cip-a2v"},
+    "VII": {str(k): f"k{k}" for k in (2, 4, 6, 8, 10, 12)},
+}
+
+
+def test_every_row_of_the_ablation_tables_has_a_name() -> None:
+    assert {name for rows in TABLES.values() for name in rows.values()} == set(ABLATIONS)
+
+
+def test_a_direction_less_costs_each_temporal_mamba_its_parameters() -> None:
+    with torch.device("meta"):
+        sizes = {
+            k: sum(p.numel() for p in AvsMamba(replace(SMALL, **ABLATIONS[f"k{k}"])).parameters()) for k in (2, 8, 12)
+        }
+    D, N, R = SMALL.inner_dim, SMALL.state_size, SMALL.dt_rank
+    one = (R + 2 * N) * D + D * R + D + D * N + D  # x_proj, dt_proj and its bias, A, the skip
+    blocks = SMALL.encoder_layers + 4  # in the MTE, and at each scale of the CIP
+    assert all(size - sizes[2] == (k - 2) * blocks * one for k, size in sizes.items())
+
+
+@pytest.mark.parametrize("name", ["vmamba-t", "vim-t"])
+def test_the_model_runs_on_a_mamba_backbone(name: str) -> None:
+    with torch.no_grad():
+        logits = build(replace(SMALL, backbone=name))(*clip(2, 40, 64))
+    assert logits.shape == (1, 2, 1, 40, 64)
+    assert logits.isfinite().all()
+
+
+def test_short_names_stand_for_backbones() -> None:
+    for short, full in BACKBONE_ALIASES.items():
+        assert full in VISUAL_BACKBONES
+        assert AvsMambaConfig(backbone=short) == AvsMambaConfig(backbone=full)
+    assert AvsMambaConfig(backbone="pvt-v2-b0").backbone == "pvt_v2_b0"
+    assert preset("avs-mamba-vmamba-t").backbone == "vmamba-tiny-s1l8"
+    assert preset("avs-mamba-vim-s").to_dict() == {**AvsMambaConfig().to_dict(), "backbone": "vim-small"}
+    assert {"avs-mamba-pvt-v2-b5", "avs-mamba-vmamba-t", "avs-mamba-vim-t"} < set(FIGURE_10_MODELS) < set(PRESETS)
 
 
 def test_visual_features_are_normalised_in_32_groups() -> None:

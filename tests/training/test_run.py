@@ -14,11 +14,12 @@ import torch
 import torch.multiprocessing
 
 from avsseg.errors import AvssegError, DataError, UsageError
+from avsseg.model.backbones.vim import VIM, Vim
 from avsseg.training.checkpoints import load_checkpoint
 from avsseg.training.distributed import process_group
 from avsseg.training.run import TrainingRun, build_model
 from avsseg.training.settings import TrainingSettings
-from avsseg.training.trainer import Interrupted, Progress
+from avsseg.training.trainer import Interrupted, Progress, parameter_groups
 from avsseg.weights.store import load_model
 
 
@@ -185,3 +186,18 @@ def test_seeds_differ(tmp_path: Path, quick: TrainingSettings) -> None:
         for seed in (0, 1)
     ]
     assert not np.array_equal(*(w.detach().numpy() for w in weights))
+
+
+def test_a_mamba_backbone_starts_from_its_published_weights(tmp_path: Path, quick: TrainingSettings) -> None:
+    published = Vim(VIM["vim-tiny"]).state_dict()
+    published = {name: tensor for name, tensor in published.items() if not name.startswith("feature_pyramid.")}
+    torch.save({"model": {**published, "head.bias": torch.zeros(1000)}}, tmp_path / "vim_t.pth")
+    model = build_model(replace(quick, backbone="vim-t", init_visual=str(tmp_path / "vim_t.pth")))
+    assert model.config.backbone == "vim-tiny"
+    state = model.visual_backbone.state_dict()
+    assert all(torch.equal(state[name], tensor) for name, tensor in published.items())
+    groups = parameter_groups(model.visual_backbone, 1e-3, 0.1)
+    decayed = {id(p) for group in groups if group["weight_decay"] for p in group["params"]}
+    spared = {name.split(".")[-1] for name, p in model.visual_backbone.named_parameters() if id(p) not in decayed}
+    assert spared >= {"A_log", "A_b_log", "D", "D_b", "cls_token", "pos_embed", "bias"}
+    assert id(model.visual_backbone.layers[0].mixer.in_proj.weight) in decayed

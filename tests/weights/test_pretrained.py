@@ -154,8 +154,6 @@ def test_code_in_a_file_does_not_run(tmp_path: Path, capsys: pytest.CaptureFixtu
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        (["layers.0.mixer.A_log", "patch_embed.proj.weight"], "Vim backbone, which this version does not support yet"),
-        (["layers.0.blocks.0.self_attention.A_logs"], "VMamba backbone, which this version does not support yet"),
         (["stages.0.blocks.0.attn.q.weight"], "timm's names"),
         (["pyramid.levels.0.adapter.weight"], "an avsseg model already"),
         (["something.else"], r"no known kind \(something\.else"),

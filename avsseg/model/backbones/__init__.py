@@ -6,6 +6,8 @@ from torch import nn
 
 from avsseg.model.backbones.pvt_v2 import PVT_V2, PyramidVisionTransformerV2
 from avsseg.model.backbones.resnet import ResNet18Slim, ResNet50
+from avsseg.model.backbones.vim import VIM, Vim
+from avsseg.model.backbones.vmamba import VMAMBA, VMamba
 
 
 def build_backbone(name: str, *, drop_path: float = 0.1) -> tuple[nn.Module, tuple[int, int, int, int]]:
@@ -13,5 +15,9 @@ def build_backbone(name: str, *, drop_path: float = 0.1) -> tuple[nn.Module, tup
     if name in ("resnet50", "resnet18_slim"):
         network = ResNet50() if name == "resnet50" else ResNet18Slim()
         return network, network.widths
+    if name in VMAMBA:
+        return VMamba(VMAMBA[name], drop_path=drop_path), VMAMBA[name].dims
+    if name in VIM:
+        return Vim(VIM[name], drop_path=drop_path), VIM[name].dims
     model = PyramidVisionTransformerV2(PVT_V2[name], drop_path=drop_path)
     return model, PVT_V2[name].dims
