@@ -22,6 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from avsseg.benchmark.scans import ScanShape, scan_problem
 from avsseg.ops import cpu
 from avsseg.ops.selective_scan import selective_scan
 
@@ -34,21 +35,8 @@ Scan = Callable[..., Tensor]
 
 
 def make_problem(length: int) -> list[Tensor]:
-    """Arguments of `selective_scan`: delta from 1e-3 to 1e-1, as after initialisation; orders forth, back, strided."""
-    generator = torch.Generator().manual_seed(0)
-    delta = torch.rand(DIRECTIONS, CHANNELS, generator=generator).mul(4.6).sub(6.9).exp()
-    forward = torch.arange(length)
-    strided = torch.cat([forward[start::7] for start in range(7)])
-    plan = torch.stack([forward, forward.flip(0), strided, strided.flip(0)]).repeat(DIRECTIONS // 4, 1)
-    return [
-        torch.randn(BATCH, length, CHANNELS, generator=generator),
-        plan,
-        torch.randn(DIRECTIONS, RANK + 2 * STATES, CHANNELS, generator=generator) * CHANNELS**-0.5,
-        torch.randn(DIRECTIONS, CHANNELS, RANK, generator=generator) * RANK**-0.5 * 0.1,
-        delta + (-torch.expm1(-delta)).log(),
-        torch.arange(1, STATES + 1).log().repeat(DIRECTIONS * CHANNELS, 1),
-        torch.ones(DIRECTIONS * CHANNELS),
-    ]
+    """Arguments of `selective_scan`, those of `avsseg bench --scan`."""
+    return scan_problem(ScanShape(BATCH, DIRECTIONS, length, CHANNELS, STATES, RANK))
 
 
 def naive_scan(

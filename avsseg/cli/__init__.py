@@ -14,7 +14,7 @@ from typing import Annotated, NoReturn
 import typer
 
 import avsseg
-from avsseg.cli import data, evaluate, info, run, train, weights
+from avsseg.cli import bench, data, evaluate, info, run, train, visualize, weights
 from avsseg.errors import AvssegError
 
 # as a shell reports a program that a signal ended: 128 + the signal
@@ -31,6 +31,8 @@ app = typer.Typer(
 app.command("run", epilog=run.EXAMPLES)(run.run)
 app.command("train", epilog=train.EXAMPLES)(train.train)
 app.command("evaluate", epilog=evaluate.EXAMPLES)(evaluate.evaluate)
+app.command("visualize", epilog=visualize.EXAMPLES)(visualize.visualize)
+app.command("bench", epilog=bench.EXAMPLES)(bench.bench)
 app.command("info")(info.info)
 app.add_typer(data.app, name="data")
 app.add_typer(weights.app, name="weights")

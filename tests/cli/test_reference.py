@@ -16,5 +16,16 @@ def test_the_command_reference_is_up_to_date() -> None:
 
 def test_the_reference_has_every_command() -> None:
     text = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
-    for command in ("run", "train", "evaluate", "info", "data check", "data compose", "data synth", "weights convert"):
+    for command in (
+        "run",
+        "train",
+        "evaluate",
+        "info",
+        "bench",
+        "visualize",
+        "data check",
+        "data compose",
+        "data synth",
+        "weights convert",
+    ):
         assert f"## avsseg {command}\n" in text

@@ -1,0 +1,1 @@
+"""How large, how fast and how hungry the models and the scan back ends are on this machine."""
