@@ -95,6 +95,7 @@ class BatchProgress:
     def finished(self, position: int, result: InputResult) -> None:
         running = self._running.pop(position)
         if self._bar is not None and running.task is not None:
+            self._bar.refresh()  # of a short video, the bar would never have been seen otherwise
             self._bar.remove_task(running.task)
         if result.status == "failed":
             self._console.print(f"avsseg: error: {result.error}")
