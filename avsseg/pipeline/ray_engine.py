@@ -9,7 +9,9 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import re
 import signal
+import socket
 import sys
 import threading
 from collections import deque
@@ -31,6 +33,7 @@ from avsseg.writers.base import remove_leftovers
 logger = logging.getLogger(__name__)
 
 TRIES = 3  # of an input whose workers die: then it is the input that kills them
+KNOCK_S = 10.0
 GOODBYE_S = 10.0  # of workers on a busy machine; a second Ctrl-C does not wait
 
 
@@ -246,14 +249,21 @@ def _connected(address: str | None) -> Iterator[Any]:
         stack.enter_context(contextlib.redirect_stdout(chatter))
         dashboard = False if place == "local" else None
         try:
+            _knock(place)
             ray.init(place, include_dashboard=dashboard, log_to_driver=False, logging_level=logging.ERROR)
-        except (ConnectionError, ValueError, RuntimeError) as error:
+        except (OSError, ValueError, RuntimeError) as error:  # ConnectionError is an OSError
             where = "on this machine" if place == "local" else f"at {printable(place)}"
             raise EnvironmentFault(f"no Ray {where}: {_first_line(error)}. Check --ray-address") from error
         stack.callback(ray.shutdown)
         if before is not None:
             signal.signal(signal.SIGTERM, before)  # Ray puts one of its own there, with another exit code
         yield ray
+
+
+def _knock(place: str) -> None:
+    """Raises OSError where nobody listens: Ray itself would try for minutes."""
+    if found := re.fullmatch(r"(?:ray://)?\[?([^/\]]+)\]?:(\d+)", place):
+        socket.create_connection((found[1], int(found[2])), timeout=KNOCK_S).close()
 
 
 def _absolute(job: Job) -> Job:

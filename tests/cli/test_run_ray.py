@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import sys
 import time
 from collections.abc import Callable
@@ -150,6 +151,19 @@ def test_without_ray_the_remedy_is_named(
     assert outcome.returncode == 3
     assert 'pip install "avsseg[ray]"' in outcome.stderr
     assert "Traceback" not in outcome.stderr
+
+
+def test_a_cluster_that_does_not_answer_is_one_line(
+    avsseg_main: Run, clip: Path, tmp_path: Path, options: tuple[object, ...]
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+    ray = ("--engine", "ray", "--ray-address", address)
+    outcome = avsseg_main("run", clip, clip.parent, "--out", tmp_path / "o", *options, *ray)
+    assert outcome.returncode == 3
+    assert f"no Ray at {address}: " in outcome.stderr
+    assert "Check --ray-address" in outcome.stderr
+    assert not (tmp_path / "o").exists()
 
 
 def test_an_address_is_for_ray_alone(avsseg_main: Run, clip: Path, tmp_path: Path) -> None:
