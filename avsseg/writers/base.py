@@ -120,11 +120,15 @@ class PartialOutput:
                 self.target = target = Path(os.path.realpath(target))  # the folder it leads to is meant, not the link
             if len(os.fsencode(target.name)) > LONGEST_NAME:
                 raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
-            try:
-                self._folder = self._begin(folder)
-            except FileNotFoundError:  # another run, which failed, has just removed the empty folder that it had made
-                self._folder = self._begin(folder)
-            self._lock = hold_lock(self._folder)
+            for tries_left in (2, 1, 0):
+                try:
+                    self._folder = self._begin(folder)
+                    self._lock = hold_lock(self._folder)
+                    break
+                # another run has just removed the empty parent that it had made, or this folder before it was locked
+                except (FileNotFoundError, FileExistsError, BlockingIOError):
+                    if not tries_left:
+                        raise
             self.path = self._folder / "new"
             if folder:
                 self.path.mkdir()
@@ -206,13 +210,22 @@ def partial_prefix(target: Path) -> str:
 
 
 def hold_lock(folder: Path) -> IO[bytes]:
-    """Opens ``folder/lock``, locked until it is closed or this process ends."""
-    created = folder / "lock.new"
-    lock = created.open("xb")
+    """Makes ``folder/lock``, locked until it is closed or this process ends.
+
+    Raises FileNotFoundError, FileExistsError or BlockingIOError if a run that cleans up was faster: it takes a folder
+    whose lock nobody holds for a leftover.
+    """
+    lock = (folder / "lock").open("xb")
     if fcntl is not None:
-        with contextlib.suppress(OSError):  # a file system without locks: its leftovers are then never removed
+        try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            created.rename(folder / "lock")  # under its name only once it is held
+            if not os.path.samestat(os.fstat(lock.fileno()), os.stat(folder / "lock")):
+                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(folder))
+        except (BlockingIOError, FileNotFoundError):
+            lock.close()
+            raise
+        except OSError:
+            pass  # a file system without locks: its leftovers are never removed
     return lock
 
 
@@ -221,11 +234,17 @@ def remove_leftovers(target: Path) -> None:
     pattern = re.compile(re.escape(partial_prefix(target)) + r"[a-z0-9_]{8}" + re.escape(PARTIAL_SUFFIX))
     for folder in [path for path in target.parent.iterdir() if pattern.fullmatch(path.name)]:
         with contextlib.suppress(FileNotFoundError):  # its run, or another that cleans up, was faster
-            if fcntl is None or folder.is_symlink() or not os.path.isfile(folder / "lock"):
+            if fcntl is None or folder.is_symlink() or not os.path.isdir(folder):
                 continue
-            if not {path.name for path in folder.iterdir()} <= {"lock", "new", "old"}:
+            names = {path.name for path in folder.iterdir()}
+            if not names <= {"lock", "new", "old"}:
                 continue
-            with (folder / "lock").open("rb") as lock:
+            # without a lock its run was killed before it made one, or while it removed it: here that run would fail
+            try:
+                lock = (folder / "lock").open("rb" if "lock" in names else "xb")
+            except FileExistsError:
+                continue
+            with lock:
                 try:
                     fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 except OSError:

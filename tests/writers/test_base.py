@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from avsseg.errors import OutputError
-from avsseg.writers.base import PartialOutput, blocking, is_mask_folder
+from avsseg.writers import base
+from avsseg.writers.base import PartialOutput, blocking, is_mask_folder, remove_leftovers
 
 OLD_LISTING = json.dumps({"settings": {}, "masks": [{"file_name": "00007.png"}]})
 
@@ -234,3 +235,32 @@ def test_folders_that_another_result_has_come_to_stay(tmp_path: Path) -> None:
     (tmp_path / "a" / "other").touch()
     output.discard()
     assert contents(tmp_path) == ["a", "a/other"]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="leftovers are told by POSIX locks")
+def test_what_a_run_left_before_it_had_a_lock_is_removed(tmp_path: Path) -> None:
+    left = tmp_path / ".masks.a1b2c3d4.partial"
+    (left / "new").mkdir(parents=True)
+    remove_leftovers(tmp_path / "masks")
+    assert not left.exists()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="leftovers are told by POSIX locks")
+def test_a_run_whose_folder_is_taken_for_a_leftover_before_it_is_locked_makes_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target, taken = tmp_path / "o.json", []
+    lock = base.hold_lock
+
+    def late(folder: Path) -> object:
+        if not taken:
+            taken.append(folder)
+            remove_leftovers(target)  # of another run, at the worst moment
+        return lock(folder)
+
+    monkeypatch.setattr(base, "hold_lock", late)
+    output = PartialOutput(target)
+    assert not taken[0].exists()
+    output.path.write_text("whole")
+    output.commit()
+    assert [path.name for path in tmp_path.iterdir()] == ["o.json"]
