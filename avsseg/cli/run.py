@@ -15,9 +15,22 @@ from typing import TYPE_CHECKING, Annotated, Literal, TextIO
 
 import typer
 
+from avsseg.cli.options import (
+    MACHINE,
+    SEGMENTATION,
+    AllowUntrainedOption,
+    DeviceOption,
+    EndOption,
+    ModelOption,
+    PrecisionOption,
+    RateOption,
+    SizeOption,
+    StartOption,
+    ThreadsOption,
+)
 from avsseg.errors import OutputError, UsageError, printable
 from avsseg.pipeline.journal import Journal, read_journal
-from avsseg.pipeline.options import FORMATS, Interpolation, ModelOptions, OutputOptions, Precision, SegmentOptions
+from avsseg.pipeline.options import FORMATS, Interpolation, ModelOptions, OutputOptions, SegmentOptions
 from avsseg.pipeline.plan import (
     Job,
     Shard,
@@ -59,8 +72,6 @@ find . -name '*.mp4' -print0 | avsseg run -0 - --out results --json  [dim]a list
 LATEST_S = 1e7  # four months
 
 _OUTPUT = "Output"
-_SEGMENTATION = "Segmentation"
-_MACHINE = "Model and machine"
 _REPORT = "Reporting"
 
 
@@ -161,7 +172,7 @@ def run(
         typer.Option(
             help="ray: the inputs go to the workers of a Ray cluster, whose machines share the folders, or of a Ray "
             'started here. It needs `pip install "avsseg\\[ray]"`.',
-            rich_help_panel=_MACHINE,
+            rich_help_panel=MACHINE,
         ),
     ] = "local",
     ray_address: Annotated[
@@ -170,91 +181,40 @@ def run(
             metavar="ADDRESS",
             help="A Ray cluster: auto, HOST:PORT or ray://HOST:PORT. Default: RAY_ADDRESS, else a new one here.",
             show_default=False,
-            rich_help_panel=_MACHINE,
+            rich_help_panel=MACHINE,
         ),
     ] = None,
-    rate: Annotated[float, typer.Option(help="Masks a second.", rich_help_panel=_SEGMENTATION)] = SegmentOptions.rate,
-    size: Annotated[
-        int | None,
-        typer.Option(
-            metavar="PIXELS",
-            help="Side of the square that the model sees. Default: the size it was trained at.",
-            show_default=False,
-            rich_help_panel=_SEGMENTATION,
-        ),
-    ] = SegmentOptions.size,
+    rate: RateOption = SegmentOptions.rate,
+    size: SizeOption = SegmentOptions.size,
     window: Annotated[
-        int, typer.Option(metavar="MASKS", help="Masks the model sees at once.", rich_help_panel=_SEGMENTATION)
+        int, typer.Option(metavar="MASKS", help="Masks the model sees at once.", rich_help_panel=SEGMENTATION)
     ] = SegmentOptions.window,
     overlap: Annotated[
         int,
         typer.Option(
             metavar="MASKS",
             help="Masks that neighbouring windows share and cross-fade; 0 is faster and may flicker at the seams.",
-            rich_help_panel=_SEGMENTATION,
+            rich_help_panel=SEGMENTATION,
         ),
     ] = SegmentOptions.overlap,
-    start: Annotated[
-        str | None,
-        typer.Option(
-            metavar="TIME",
-            help="Begin here: seconds or HH:MM:SS. Default: 0.",
-            show_default=False,
-            rich_help_panel=_SEGMENTATION,
-        ),
-    ] = None,
-    end: Annotated[
-        str | None,
-        typer.Option(
-            metavar="TIME",
-            help="Stop here: seconds or HH:MM:SS. Default: the end of the video.",
-            show_default=False,
-            rich_help_panel=_SEGMENTATION,
-        ),
-    ] = None,
+    start: StartOption = None,
+    end: EndOption = None,
     strict: Annotated[
         bool,
         typer.Option(
             "--strict",
             help="A damaged video is an error. Default: the masks of what can be read, and a warning.",
-            rich_help_panel=_SEGMENTATION,
+            rich_help_panel=SEGMENTATION,
         ),
     ] = OutputOptions.strict,
-    model: Annotated[
-        str, typer.Option(metavar="NAME|FILE", help="A model's name or a weights file.", rich_help_panel=_MACHINE)
-    ] = ModelOptions.model,
-    allow_untrained: Annotated[
-        bool,
-        typer.Option(
-            "--allow-untrained",
-            help="Run a model that was never trained; its masks are noise.",
-            rich_help_panel=_MACHINE,
-        ),
-    ] = ModelOptions.allow_untrained,
-    device: Annotated[
-        str, typer.Option(metavar="auto|cpu|cuda[:N]|mps", help="Where the model runs.", rich_help_panel=_MACHINE)
-    ] = ModelOptions.device,
-    precision: Annotated[
-        Precision,
-        typer.Option(
-            help="Number format of the model; auto is fp32 on a CPU (the others are slower there), bf16 on CUDA.",
-            rich_help_panel=_MACHINE,
-        ),
-    ] = SegmentOptions.precision,
-    threads: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            max=1024,
-            metavar="N",
-            help="CPU threads of the model. Default: one for each core.",
-            show_default=False,
-            rich_help_panel=_MACHINE,
-        ),
-    ] = ModelOptions.threads,
+    model: ModelOption = ModelOptions.model,
+    allow_untrained: AllowUntrainedOption = ModelOptions.allow_untrained,
+    device: DeviceOption = ModelOptions.device,
+    precision: PrecisionOption = SegmentOptions.precision,
+    threads: ThreadsOption = ModelOptions.threads,
     scan_backend: Annotated[
         Literal["auto", "cpp", "triton", "torch", "mamba-ssm"],
-        typer.Option(help="Implementation of the selective scan; avsseg info lists them.", rich_help_panel=_MACHINE),
+        typer.Option(help="Implementation of the selective scan; avsseg info lists them.", rich_help_panel=MACHINE),
     ] = "auto",
     json_lines: Annotated[
         bool, typer.Option("--json", help="One JSON object for each input on stdout.", rich_help_panel=_REPORT)
@@ -266,7 +226,7 @@ def run(
         bool, typer.Option("--debug", help="Log every step and show tracebacks.", rich_help_panel=_REPORT)
     ] = False,
 ) -> None:
-    """Mark the sounding pixels of videos: as tinted overlays, PNG masks or COCO JSON.
+    """Mark the sounding pixels of videos: as tinted overlays, mattes, cutouts, PNG masks, COCO JSON or CSV.
 
     Results appear whole or not at all. A batch that was interrupted goes on with the same command: OUT/.avsseg notes
 

@@ -14,9 +14,20 @@ from typing import Annotated
 
 import typer
 
+from avsseg.cli.options import (
+    AllowUntrainedOption,
+    DeviceOption,
+    EndOption,
+    ModelOption,
+    PrecisionOption,
+    RateOption,
+    SizeOption,
+    StartOption,
+    ThreadsOption,
+)
 from avsseg.cli.run import parse_time, print_line
 from avsseg.errors import UsageError, printable
-from avsseg.pipeline.options import ModelOptions, Precision, SegmentOptions
+from avsseg.pipeline.options import ModelOptions, SegmentOptions
 from avsseg.visualization.options import Kind, VisualizeOptions
 
 EXAMPLES = """[bold]Examples[/bold]
@@ -33,7 +44,7 @@ avsseg visualize clip.mp4 --out features.png --kind features  [dim]the paper's F
 SUFFIXES = (".png", ".mp4")
 LINE_INTERVAL_S = 5.0
 
-_WHAT, _SEGMENTATION, _MACHINE = "What is drawn", "Segmentation", "Model and machine"
+_WHAT = "What is drawn"
 
 
 def visualize(
@@ -83,59 +94,15 @@ def visualize(
         float, typer.Option(help="Probability above which a pixel sounds.", rich_help_panel=_WHAT)
     ] = VisualizeOptions.threshold,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file if it exists.")] = False,
-    rate: Annotated[float, typer.Option(help="Masks a second.", rich_help_panel=_SEGMENTATION)] = SegmentOptions.rate,
-    size: Annotated[
-        int | None,
-        typer.Option(
-            metavar="PIXELS",
-            help="Side of the square that the model sees. Default: the size it was trained at.",
-            show_default=False,
-            rich_help_panel=_SEGMENTATION,
-        ),
-    ] = SegmentOptions.size,
-    start: Annotated[
-        str | None,
-        typer.Option(
-            metavar="TIME",
-            help="Begin here: seconds or HH:MM:SS. Default: 0.",
-            show_default=False,
-            rich_help_panel=_SEGMENTATION,
-        ),
-    ] = None,
-    end: Annotated[
-        str | None,
-        typer.Option(
-            metavar="TIME",
-            help="Stop here: seconds or HH:MM:SS. Default: the end of the video.",
-            show_default=False,
-            rich_help_panel=_SEGMENTATION,
-        ),
-    ] = None,
-    model: Annotated[
-        str, typer.Option(metavar="NAME|FILE", help="A model's name or a weights file.", rich_help_panel=_MACHINE)
-    ] = ModelOptions.model,
-    allow_untrained: Annotated[
-        bool,
-        typer.Option("--allow-untrained", help="Run a model that was never trained.", rich_help_panel=_MACHINE),
-    ] = ModelOptions.allow_untrained,
-    device: Annotated[
-        str, typer.Option(metavar="auto|cpu|cuda[:N]|mps", help="Where the model runs.", rich_help_panel=_MACHINE)
-    ] = ModelOptions.device,
-    precision: Annotated[
-        Precision,
-        typer.Option(help="Number format of the model; auto is fp32 on a CPU, bf16 on CUDA.", rich_help_panel=_MACHINE),
-    ] = SegmentOptions.precision,
-    threads: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            max=1024,
-            metavar="N",
-            help="CPU threads of the model. Default: one for each core.",
-            show_default=False,
-            rich_help_panel=_MACHINE,
-        ),
-    ] = ModelOptions.threads,
+    rate: RateOption = SegmentOptions.rate,
+    size: SizeOption = SegmentOptions.size,
+    start: StartOption = None,
+    end: EndOption = None,
+    model: ModelOption = ModelOptions.model,
+    allow_untrained: AllowUntrainedOption = ModelOptions.allow_untrained,
+    device: DeviceOption = ModelOptions.device,
+    precision: PrecisionOption = SegmentOptions.precision,
+    threads: ThreadsOption = ModelOptions.threads,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Only errors on stderr.")] = False,
 ) -> None:
     """Draw what the model marks, or what it sees, beside the frames and over the sound: as a picture or a video.

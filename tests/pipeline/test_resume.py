@@ -1,0 +1,27 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from avsseg.pipeline.journal import Origin
+from avsseg.pipeline.options import FORMATS, Format, OutputOptions, SegmentOptions
+from avsseg.pipeline.resume import difference, settings_of
+
+HELD = Origin("/videos/a.mp4", 10, 1, settings_of(SegmentOptions(), OutputOptions()), "tiny", "ab" * 32)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_interpolation_makes_other_videos_and_nothing_else(name: Format) -> None:
+    mixed = replace(HELD, settings=settings_of(SegmentOptions(), OutputOptions(interpolate="linear")))
+    differs = difference(HELD, mixed, name)
+    if name in ("overlay", "matte", "cutout"):
+        assert differs == "with other settings (interpolate hold, now linear)"
+    else:
+        assert differs == ""
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_threshold_makes_everything_other(name: Format) -> None:
+    other = replace(HELD, settings=settings_of(SegmentOptions(), OutputOptions(threshold=0.3)))
+    assert difference(HELD, other, name) == "with other settings (threshold 0.5, now 0.3)"
