@@ -79,12 +79,14 @@ class AvsMamba(nn.Module):
         queries = stages.queries[-1:] if last_only else stages.queries
         return [self.head(query, stages.mask_feature.flatten(0, 1))[..., :H, :W] for query in queries]
 
-    def fuse(self, features: Sequence[Tensor], embedding: Tensor) -> Stages:
+    def fuse(self, features: Sequence[Tensor], embedding: Tensor, sounds: int = 1) -> Stages:
         """Everything between the encoders and the head.
 
-        features: the backbone's four scales, (B, T, c_i, h_i, w_i), finest first; embedding (B, T, 128).
+        features: the backbone's four scales, (B, T, c_i, h_i, w_i), finest first; embedding (B * S, T, 128) with
+        `sounds` S to a clip, one behind the other: what they share, everything that does not hear, is computed once.
+        The stages have B * S clips, but `encoded` has B.
         """
-        B, T = embedding.shape[:2]
+        B, T = features[0].shape[:2]
         audio = self.audio_projection(embedding)
         finest, *coarser = (
             projection(feature.flatten(0, 1))
@@ -97,7 +99,8 @@ class AvsMamba(nn.Module):
         scales = [
             scale.unflatten(0, (B, T)) for scale in tokens.split([h * w for h, w in grid.sizes], dim=1)
         ]  # (B, T, h_i * w_i, C)
-        queries = self.decoder(audio, scales, grid.sizes)
-        mask_feature = self.pyramid([finest, *split_scales(tokens, frame_grid)], audio)
+        heard_scales = scales if sounds == 1 else [scale.repeat_interleave(sounds, 0) for scale in scales]
+        queries = self.decoder(audio, heard_scales, grid.sizes)
+        mask_feature = self.pyramid([finest, *split_scales(tokens, frame_grid)], audio, sounds)
         encoded = [scale.unflatten(2, size) for scale, size in zip(scales, grid.sizes, strict=True)]
-        return Stages(encoded, queries, mask_feature.unflatten(0, (B, T)))
+        return Stages(encoded, queries, mask_feature.unflatten(0, embedding.shape[:2]))

@@ -28,17 +28,22 @@ class PyramidLevel(nn.Module):
         self.audio_to_visual = GatedScanBlock(config, directions=4, audio=True) if config.pyramid_audio else None
         self.smooth = nn.Conv2d(C, C, 3, padding=1, bias=False)
 
-    def context(self, feature: Tensor, audio: Tensor) -> Tensor:
-        """feature (B * T, C, h, w), audio (B, T, C) -> (B * T, C, h, w), before the coarser level is added."""
+    def context(self, feature: Tensor, audio: Tensor, sounds: int = 1) -> Tensor:
+        """feature (B * T, C, h, w), audio (B, T, C) -> (B * T, C, h, w), before the coarser level is added.
+
+        With `sounds` S to a clip feature is (B / S * T, C, h, w): all that does not hear is computed once for the S.
+        """
         B, T, C = audio.shape
         h, w = feature.shape[-2:]
         v = self.adapter(feature)
         if self.temporal is None and self.audio_to_visual is None:
-            return v
-        tokens = v.permute(0, 2, 3, 1).reshape(B, T * h * w, C)
+            return v if sounds == 1 else v.unflatten(0, (-1, T)).repeat_interleave(sounds, 0).flatten(0, 1)
+        tokens = v.permute(0, 2, 3, 1).reshape(B // sounds, T * h * w, C)
         grid = TokenGrid(T, ((h, w),))
         if self.temporal is not None:
             tokens = self.temporal(tokens, grid, temporal_plan(grid, self.directions, tokens.device))
+        if sounds > 1:
+            tokens = tokens.repeat_interleave(sounds, 0)
         if self.audio_to_visual is not None:
             tokens = self.audio_to_visual(tokens, grid, audio_to_visual_plan(grid, tokens.device), audio)
         return tokens.reshape(B * T, h, w, C).permute(0, 3, 1, 2)
@@ -53,12 +58,15 @@ class ContextualIntegrationPyramid(nn.Module):
         self.levels = nn.ModuleList(PyramidLevel(config) for _ in range(LEVELS))
         self.mask_feature = nn.Conv2d(config.dim, config.dim, 3, padding=1)
 
-    def forward(self, features: Sequence[Tensor], audio: Tensor) -> Tensor:
-        """features (B * T, C, h_i, w_i), finest first; audio (B, T, C) -> (B * T, C, h_1, w_1)."""
+    def forward(self, features: Sequence[Tensor], audio: Tensor, sounds: int = 1) -> Tensor:
+        """features (B * T, C, h_i, w_i), finest first; audio (B, T, C) -> (B * T, C, h_1, w_1).
+
+        With `sounds` S to a clip, one behind the other in audio, features are (B / S * T, C, h_i, w_i).
+        """
         previous: Tensor | None = None
         for level, feature in zip(reversed(self.levels), reversed(features), strict=True):
             assert isinstance(level, PyramidLevel)
-            v = level.context(feature, audio)
+            v = level.context(feature, audio, sounds)
             if previous is not None:
                 aligned = {"align_corners": False} if self.upsample == "bilinear" else {}
                 v = v + F.interpolate(previous, size=v.shape[-2:], mode=self.upsample, **aligned)

@@ -105,13 +105,20 @@ class JointObjective(nn.Module):
 
     CLASS_WEIGHT = 0.4
     AUDIO_WEIGHT = 0.2
-    BCE_WEIGHT = 3.0
 
     def __init__(
-        self, model: AvsMamba, *, seen: int, heard: int, foreground_weight: float, frozen_statistics: bool = False
+        self,
+        model: AvsMamba,
+        *,
+        seen: int,
+        heard: int,
+        foreground_weight: float,
+        bce_weight: float = 3.0,
+        frozen_statistics: bool = False,
     ) -> None:
         super().__init__()
         self.model = model
+        self.bce_weight = bce_weight
         self.class_head = nn.Conv2d(model.config.dim, seen, 1)
         self.audio_head = nn.Linear(EMBEDDING_DIM, heard)
         self.foreground_weight = foreground_weight
@@ -129,17 +136,13 @@ class JointObjective(nn.Module):
         frames, log_mel = batch["frames"], batch["log_mel"].flatten(0, 1)
         masks = batch["masks"].flatten(0, 1)
         P, T = frames.shape[:2]
-        # the variants of a clip differ in sound alone: the backbone runs once for all of them
-        features = [
-            f.unflatten(0, (P, T)).repeat_interleave(variants, 0)
-            for f in model.visual_backbone(normalise(frames.flatten(0, 1)))
-        ]
+        features = [f.unflatten(0, (P, T)) for f in model.visual_backbone(normalise(frames.flatten(0, 1)))]
         embedding = model.audio_encoder(log_mel.flatten(0, 1)).unflatten(0, log_mel.shape[:2])
-        stages = model.fuse(features, embedding)
+        stages = model.fuse(features, embedding, sounds=variants)
         mask_feature = stages.mask_feature.flatten(0, 1)
         layer_logits = [model.head(query, mask_feature) for query in stages.queries]
         clip_weight = batch["weight"].repeat_interleave(variants, 0)[:, None].expand(-1, T)
-        loss = mask_loss(layer_logits, masks, clip_weight, bce_weight=self.BCE_WEIGHT, layer_weight=0.5)
+        loss = mask_loss(layer_logits, masks, clip_weight, bce_weight=self.bce_weight, layer_weight=0.5)
         labels = batch["labels"][..., 2::4, 2::4].repeat_interleave(variants, 0).flatten(0, 1)
         seen = class_loss(self.class_head(mask_feature), labels, self.foreground_weight, clip_weight.flatten())
         heard = F.binary_cross_entropy_with_logits(self.audio_head(embedding), batch["heard"].flatten(0, 1))

@@ -174,6 +174,23 @@ def test_sound_changes_the_masks() -> None:
         assert not torch.allclose(model(frames, log_mel), model(frames, torch.zeros_like(log_mel)))
 
 
+@pytest.mark.parametrize("without", ["", "no-cip-temporal", "no-cip"])
+def test_several_sounds_to_a_clip_share_only_what_does_not_hear(without: str) -> None:
+    config = replace(SMALL, **ABLATIONS[without]) if without else SMALL
+    model = build(config).double()
+    generator = torch.Generator().manual_seed(1)
+    shapes = [(c, 32 // s, 64 // s) for c, s in zip((32, 64, 160, 256), (4, 8, 16, 32), strict=True)]
+    features = [torch.randn(2, 3, *shape, generator=generator, dtype=torch.float64) for shape in shapes]
+    embedding = torch.randn(4, 3, 128, generator=generator, dtype=torch.float64)
+    with torch.no_grad():
+        shared = model.fuse(features, embedding, sounds=2)
+        apart = model.fuse([feature.repeat_interleave(2, 0) for feature in features], embedding)
+    torch.testing.assert_close(shared.mask_feature, apart.mask_feature)
+    torch.testing.assert_close(shared.queries, apart.queries)
+    assert shared.encoded[0].shape[0] == 2
+    assert not torch.allclose(shared.mask_feature[0], shared.mask_feature[1]) or without == "no-cip"
+
+
 def test_layer_logits_end_with_the_prediction_and_train_every_parameter() -> None:
     model = build(replace(SMALL, drop_path=0.0)).train()
     layers = model.layer_logits(*clip(2, 32, 32, B=2))
