@@ -60,7 +60,7 @@ def bench(
         BenchOptions.device
     ),
     precision: Annotated[
-        Precision, typer.Option(help="Number format of the models; auto is fp32 on a CPU, bf16 on CUDA.")
+        Precision, typer.Option(help="Number format of the models; auto is fp32 on a CPU, on CUDA bf16 or fp16.")
     ] = BenchOptions.precision,
     threads: Annotated[
         int | None,

@@ -5,26 +5,65 @@ from __future__ import annotations
 import ctypes
 import shlex
 import sys
+from dataclasses import dataclass
 
 PYTORCH_INDEX = "https://download.pytorch.org/whl/"
-
-# PyTorch publishes CUDA 12.6 builds of every version from 2.6 to 2.13; newer GPUs need CUDA 13, which needs its driver.
-OLD_BUILD, NEW_BUILD = "cu126", "cu130"
-NEW_BUILD_DRIVER, NEW_BUILD_PYTORCH = (13, 0), (2, 9)
 
 Version = tuple[int, int]
 
 
+@dataclass(frozen=True)
+class CudaBuild:
+    """A CUDA build of PyTorch. It exists in versions, and runs on compute capabilities, from the first to below the
+    second, and needs a driver of CUDA's major version."""
+
+    cuda: Version
+    pytorch: tuple[Version, Version]
+    capability: tuple[Version, Version]
+
+    @property
+    def name(self) -> str:
+        """As the folder of the package index is called."""
+        return f"cu{self.cuda[0]}{self.cuda[1]}"
+
+
+# From PyTorch's RELEASE.md, for the versions that avsseg runs with; of several that fit, the first is taken.
+BUILDS = (
+    CudaBuild((13, 0), pytorch=((2, 9), (2, 14)), capability=((7, 5), (13, 0))),
+    CudaBuild((12, 6), pytorch=((2, 6), (2, 14)), capability=((5, 0), (10, 0))),
+    CudaBuild((12, 8), pytorch=((2, 7), (2, 12)), capability=((7, 5), (13, 0))),
+)
+NEWEST_BUILD, OLDEST_BUILD = BUILDS[:2]
+
+_MAJOR_ATTRIBUTE, _MINOR_ATTRIBUTE = 75, 76  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_*
+
+
 def driver_cuda_version(platform: str = sys.platform) -> Version | None:
     """The newest CUDA version that the installed NVIDIA driver runs; None without a driver."""
-    name = "nvcuda.dll" if platform == "win32" else "libcuda.so.1"
+    number = ctypes.c_int()
     try:
-        number = ctypes.c_int()
-        if ctypes.CDLL(name).cuDriverGetVersion(ctypes.byref(number)) != 0:
+        if _driver(platform).cuDriverGetVersion(ctypes.byref(number)) != 0:
             return None
     except (OSError, AttributeError):
         return None
     return number.value // 1000, number.value % 1000 // 10
+
+
+def gpu_capability(platform: str = sys.platform) -> Version | None:
+    """The compute capability of the first GPU that the NVIDIA driver shows; None without one."""
+    device, major, minor = ctypes.c_int(), ctypes.c_int(), ctypes.c_int()
+    try:
+        driver = _driver(platform)
+        if (
+            driver.cuInit(0) != 0
+            or driver.cuDeviceGet(ctypes.byref(device), 0) != 0
+            or driver.cuDeviceGetAttribute(ctypes.byref(major), _MAJOR_ATTRIBUTE, device) != 0
+            or driver.cuDeviceGetAttribute(ctypes.byref(minor), _MINOR_ATTRIBUTE, device) != 0
+        ):
+            return None
+    except (OSError, AttributeError):
+        return None
+    return major.value, minor.value
 
 
 def missing_for_cuda(
@@ -32,6 +71,7 @@ def missing_for_cuda(
     built_for: str | None,
     driver: Version | None,
     *,
+    capability: Version | None = None,
     platform: str = sys.platform,
     visible: str | None = None,
 ) -> list[str]:
@@ -41,6 +81,7 @@ def missing_for_cuda(
         torch_version: as `torch.__version__`.
         built_for: as `torch.version.cuda`; None is a build without CUDA.
         driver: as `driver_cuda_version` says.
+        capability: as `gpu_capability` says.
         platform: as `sys.platform`.
         visible: CUDA_VISIBLE_DEVICES, None if it is not set.
     """
@@ -49,36 +90,55 @@ def missing_for_cuda(
     drivers = "https://www.nvidia.com/drivers"
     if platform == "linux":
         drivers = f"sudo ubuntu-drivers install (Ubuntu), or {drivers}"
-    build = f"Install PyTorch's CUDA build: {pip_command(torch_version, driver, platform)}"
-    steps = []
+    build = _build_for(torch_version, driver, capability)
+    install = f"Install PyTorch's CUDA build: {pip_command(torch_version, driver, capability, platform=platform)}"
     if driver is None:
-        steps.append(f"Install an NVIDIA driver, none is found: {drivers}")
+        step = f"Install an NVIDIA driver, none is found: {drivers}"
+        return [step, install] if built_for is None else [step]
+    update = f"Update the NVIDIA driver, it runs CUDA {driver[0]}.{driver[1]} and"
     if built_for is None:
-        steps.append(build)
-    elif driver is None:
-        pass
-    elif driver[0] < _version(built_for)[0]:
-        newest = f"CUDA {driver[0]}.{driver[1]}"
-        steps.append(f"Update the NVIDIA driver, it runs {newest} and this PyTorch needs {built_for}: {drivers}")
-    elif visible is not None:
-        steps.append(f"Unset CUDA_VISIBLE_DEVICES, it is {visible!r} and may hide the GPU")
-    else:
-        steps.append("See what nvidia-smi says: the driver is there but shows no GPU that this PyTorch can use")
-    return steps
+        if driver[0] >= build.cuda[0]:
+            return [install]
+        return [f"{update} PyTorch {build.name}, the build for this GPU, needs {build.cuda[0]}.0: {drivers}", install]
+    if capability is not None and capability < NEWEST_BUILD.capability[0] and _version(built_for) >= NEWEST_BUILD.cuda:
+        return [install]
+    if driver[0] < _version(built_for)[0]:
+        return [f"{update} this PyTorch needs {built_for}: {drivers}"]
+    if visible is not None:
+        return [f"Unset CUDA_VISIBLE_DEVICES, it is {visible!r} and may hide the GPU"]
+    return ["See what nvidia-smi says: the driver is there but shows no GPU that this PyTorch can use"]
 
 
-def pip_command(torch_version: str, driver: Version | None, platform: str = sys.platform) -> str:
-    """The command that replaces this interpreter's PyTorch by the CUDA build of the same version."""
+def pip_command(
+    torch_version: str, driver: Version | None, capability: Version | None = None, *, platform: str = sys.platform
+) -> str:
+    """The command that replaces this interpreter's PyTorch by the CUDA build of the same version for this GPU."""
     number = torch_version.split("+")[0]
-    new = driver is not None and driver >= NEW_BUILD_DRIVER and _version(number) >= NEW_BUILD_PYTORCH
     python = f'"{sys.executable}"' if platform == "win32" else shlex.quote(sys.executable)
     # without --force-reinstall pip finds the version installed already
     return (
         f"{python} -m pip install --force-reinstall torch=={number} "
-        f"--index-url {PYTORCH_INDEX}{NEW_BUILD if new else OLD_BUILD}"
+        f"--index-url {PYTORCH_INDEX}{_build_for(torch_version, driver, capability).name}"
     )
 
 
+def _build_for(torch_version: str, driver: Version | None, capability: Version | None) -> CudaBuild:
+    """The best build for this driver, else for any driver, of those that fit PyTorch and the GPU."""
+    version = _version(torch_version)
+    fitting = [
+        build
+        for build in BUILDS
+        if build.pytorch[0] <= version < build.pytorch[1]
+        and (capability is None or build.capability[0] <= capability < build.capability[1])
+    ]
+    major = OLDEST_BUILD.cuda[0] if driver is None else driver[0]
+    return next((build for build in fitting if build.cuda[0] <= major), (*fitting, OLDEST_BUILD)[0])
+
+
+def _driver(platform: str) -> ctypes.CDLL:
+    return ctypes.CDLL("nvcuda.dll" if platform == "win32" else "libcuda.so.1")
+
+
 def _version(text: str) -> Version:
-    major, minor = text.split(".")[:2]
+    major, minor = text.split("+")[0].split(".")[:2]
     return int(major), int(minor)

@@ -83,7 +83,7 @@ def _device() -> str:
 def _cuda() -> str:
     import torch
 
-    from avsseg.cli.cuda import driver_cuda_version, missing_for_cuda
+    from avsseg.cli.cuda import driver_cuda_version, gpu_capability, missing_for_cuda
     from avsseg.pipeline.segment import cuda_fault
 
     fault = cuda_fault()
@@ -93,6 +93,7 @@ def _cuda() -> str:
         str(torch.__version__),
         torch.version.cuda,
         driver_cuda_version(),
+        capability=gpu_capability(),
         visible=os.environ.get("CUDA_VISIBLE_DEVICES"),
     )
     return ". ".join([f"not usable: {fault}", *steps])

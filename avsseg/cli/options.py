@@ -60,7 +60,8 @@ PrecisionOption = Annotated[
     Precision,
     typer.Option(
         "--precision",
-        help="Number format of the model; auto is fp32 on a CPU (the others are slower there), bf16 on CUDA.",
+        help="Number format of the model; auto is fp32 on a CPU (the others are slower there), on CUDA bf16, or "
+        "fp16 where the GPU has no bf16.",
         rich_help_panel=MACHINE,
     ),
 ]

@@ -135,7 +135,7 @@ FIGURE_10_MODELS = (
 )
 FIGURE_10_SIZES = (224, 384, 512)
 
-# Rows of Tables III (MTE), IV (MAD), V (CIP), VI and VII (scan directions) as changes to a preset.
+# Rows of Tables III (whole modules), IV (MTE), V (MAD), VI (CIP) and VII (scan directions) as changes to a preset.
 ABLATIONS: dict[str, dict[str, Any]] = {
     "no-mte": {"encoder_layers": 0},
     "no-vss": {"encoder_vss": False},

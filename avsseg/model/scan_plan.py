@@ -63,9 +63,12 @@ class TokenGrid:
         return TokenGrid(1, self.sizes)
 
 
-def visual_order(grid: TokenGrid, order: str) -> Tensor:
-    """Table positions (T * M,) of the visual tokens in one order; one scale over the whole clip, then the next."""
-    table = torch.arange(grid.tokens, dtype=torch.int32).view(grid.frames, grid.frame_tokens)
+def visual_order(grid: TokenGrid, order: str, device: torch.device) -> Tensor:
+    """Table positions (T * M,) of the visual tokens in one order; one scale over the whole clip, then the next.
+
+    Made on the device: a compiled graph makes them at every call, and a copy from the CPU would wait for the GPU.
+    """
+    table = torch.arange(grid.tokens, dtype=torch.int32, device=device).view(grid.frames, grid.frame_tokens)
     axes = ["THW".index(letter) for letter in order]
     parts, offset = [], 0
     for h, w in grid.sizes:
@@ -78,15 +81,15 @@ def visual_order(grid: TokenGrid, order: str) -> Tensor:
 @cached_plan
 def frame_plan(grid: TokenGrid, device: torch.device) -> Tensor:
     """VSS block (eq. 5-7): HW, WH, then both reversed. (4, M) for a grid of one frame."""
-    hw, wh = visual_order(grid, "THW"), visual_order(grid, "TWH")
-    return torch.stack([hw, wh, hw.flip(0), wh.flip(0)]).to(device)
+    hw, wh = visual_order(grid, "THW", device), visual_order(grid, "TWH", device)
+    return torch.stack([hw, wh, hw.flip(0), wh.flip(0)])
 
 
 @cached_plan
 def temporal_plan(grid: TokenGrid, directions: int, device: torch.device) -> Tensor:
     """Temporal Mamba block (eq. 8-10, Table VII): THW+, THW-, TWH+, TWH-, HWT+, ... (K, T * M)."""
-    orders = [visual_order(grid, order) for order in TEMPORAL_ORDERS[: directions // 2]]
-    return torch.stack([direction for order in orders for direction in (order, order.flip(0))]).to(device)
+    orders = [visual_order(grid, order, device) for order in TEMPORAL_ORDERS[: directions // 2]]
+    return torch.stack([direction for order in orders for direction in (order, order.flip(0))])
 
 
 @cached_plan
@@ -96,8 +99,8 @@ def visual_to_audio_plan(grid: TokenGrid, device: torch.device) -> Tensor:
     With a grid of one frame this is the frame level: HW, WH, HW-, WH- and the frame's single audio token.
     Reversing the whole sequence would put the audio first, where a causal scan has seen nothing of the picture.
     """
-    audio = torch.arange(grid.tokens, grid.tokens + grid.frames, dtype=torch.int32)
-    thw, twh = visual_order(grid, "THW"), visual_order(grid, "TWH")
+    audio = torch.arange(grid.tokens, grid.tokens + grid.frames, dtype=torch.int32, device=device)
+    thw, twh = visual_order(grid, "THW", device), visual_order(grid, "TWH", device)
     return torch.stack(
         [
             torch.cat([thw, audio]),
@@ -105,14 +108,14 @@ def visual_to_audio_plan(grid: TokenGrid, device: torch.device) -> Tensor:
             torch.cat([thw.flip(0), audio.flip(0)]),
             torch.cat([twh.flip(0), audio.flip(0)]),
         ]
-    ).to(device)
+    )
 
 
 @cached_plan
 def audio_to_visual_plan(grid: TokenGrid, device: torch.device) -> Tensor:
     """A2V (eq. 18-19): the T audio tokens AHEAD of the visual ones, THW, TWH, THW-, TWH- (both parts reversed)."""
-    audio = torch.arange(grid.tokens, grid.tokens + grid.frames, dtype=torch.int32)
-    thw, twh = visual_order(grid, "THW"), visual_order(grid, "TWH")
+    audio = torch.arange(grid.tokens, grid.tokens + grid.frames, dtype=torch.int32, device=device)
+    thw, twh = visual_order(grid, "THW", device), visual_order(grid, "TWH", device)
     return torch.stack(
         [
             torch.cat([audio, thw]),
@@ -120,7 +123,7 @@ def audio_to_visual_plan(grid: TokenGrid, device: torch.device) -> Tensor:
             torch.cat([audio.flip(0), thw.flip(0)]),
             torch.cat([audio.flip(0), twh.flip(0)]),
         ]
-    ).to(device)
+    )
 
 
 def flatten_scales(features: Sequence[Tensor]) -> tuple[Tensor, TokenGrid]:

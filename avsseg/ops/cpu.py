@@ -187,20 +187,19 @@ def _backward(
     problem = _Problem(tokens, projected, plan, dt_projs_weight, dt_projs_bias, A_logs, Ds, output_from)
     directions, channels, rank = dt_projs_weight.shape
     states = A_logs.shape[1]
-    grad_tokens = torch.zeros(tokens.shape)
-    grad_projected = torch.zeros(projected.shape)
-    packed = torch.empty(directions, states + rank + 2, problem.padded_channels)
+    grad_tokens = tokens.new_zeros(tokens.shape)
+    grad_projected = tokens.new_zeros(projected.shape)
+    packed = tokens.new_empty(directions, states + rank + 2, problem.padded_channels)
     problem.call(
         _library().avsseg_scan_backward, checkpoints, grad_out.contiguous(), grad_tokens, grad_projected, packed
     )
     grad_A, grad_dt_weight, grad_dt_bias, grad_skip = torch.split(packed[..., :channels], [states, rank, 1, 1], dim=1)
-    grad_A_logs = grad_A.transpose(1, 2).reshape(A_logs.shape) * -A_logs.exp()
     return (
         grad_tokens,
         grad_projected,
         grad_dt_weight.transpose(1, 2).contiguous(),
         grad_dt_bias.reshape(dt_projs_bias.shape).clone(),
-        grad_A_logs,
+        (grad_A.transpose(1, 2).reshape(A_logs.shape) * -A_logs.exp()).contiguous(),
         grad_skip.reshape(Ds.shape).clone(),
     )
 

@@ -12,7 +12,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from avsseg.ops.reference import validate_plan
+from avsseg.ops.reference import validate_plan_once
 
 INSTALLED = importlib.util.find_spec("mamba_ssm") is not None
 
@@ -38,27 +38,32 @@ def scan(
     Ds: Tensor,
     output_from: int,
 ) -> Tensor:
-    """The same function as `avsseg.ops.reference.scan`, for float32 tensors on a CUDA device.
+    """The same function as `avsseg.ops.reference.scan`, for tokens in float32, float16 or bfloat16 and everything else
+    in float32, on a CUDA device.
+
+    16-bit tokens give mamba-ssm u, delta, B and C in 16 bits, as under autocast; its states, and the sum over the
+    directions, are float32.
 
     Raises:
         RuntimeError: mamba-ssm is unavailable, or refuses the sizes (it takes N up to 256 and K * D below 65536).
     """
-    validate_plan(plan, tokens.shape[1])
+    validate_plan_once(plan, tokens.shape[1])
     selective_scan_fn, reason = _load()
     if selective_scan_fn is None:
         raise RuntimeError(f"mamba-ssm: {reason}")
     batch, positions, channels = tokens.shape
     directions, length = plan.shape
     rank, states = dt_projs_weight.shape[2], A_logs.shape[1]
-    merged = tokens.new_zeros(tokens.shape)
+    merged = projected.new_zeros(tokens.shape)
     if not plan.numel() or not batch:
         return merged[:, output_from:]
     order = plan.long()
-    u = tokens[:, order].transpose(2, 3).flatten(1, 2)  # (B, K, L, D) -> (B, K * D, L)
-    rows = projected.view(batch, positions, directions, rank + 2 * states)
-    gathered = rows[:, order, torch.arange(directions, device=plan.device)[:, None]]  # (B, K, L, R + 2N)
-    dt, B, C = torch.split(gathered.transpose(2, 3), [rank, states, states], dim=2)
-    delta = (dt_projs_weight @ dt).flatten(1, 2)
+    u = tokens.index_select(1, order.flatten()).view(batch, directions, length, channels)
+    u = u.transpose(2, 3).flatten(1, 2)  # (B, K * D, L)
+    by_direction = projected.to(tokens.dtype).view(batch, positions, directions, rank + 2 * states).transpose(1, 2)
+    rows = order[None, :, :, None].expand(batch, directions, length, rank + 2 * states)
+    dt, B, C = torch.split(by_direction.gather(2, rows).transpose(2, 3), [rank, states, states], dim=2)
+    delta = (dt_projs_weight.to(tokens.dtype) @ dt).flatten(1, 2)
     y = selective_scan_fn(
         u,
         delta,
@@ -69,7 +74,7 @@ def scan(
         delta_bias=dt_projs_bias.flatten(),
         delta_softplus=True,
     )
-    y = y.view(batch, directions, channels, length).transpose(2, 3)
+    y = y.to(merged.dtype).view(batch, directions, channels, length).transpose(2, 3)
     return merged.index_add(1, order.flatten(), y.flatten(1, 2))[:, output_from:]
 
 

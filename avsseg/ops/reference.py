@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.weak import WeakIdKeyDictionary
 
 # Longer chunks save no time and hold more (B, K, steps, N, D) tensors at once.
 STEPS_PER_CHUNK = 8
+
+_valid_plans: Any = WeakIdKeyDictionary()
 
 
 def validate_plan(plan: Tensor, positions: int) -> None:
@@ -25,6 +30,24 @@ def validate_plan(plan: Tensor, positions: int) -> None:
     if int(visits.max()) > 1:
         direction = int((visits.amax(dim=1) > 1).nonzero()[0])
         raise ValueError(f"plan: direction {direction} visits a token twice")
+
+
+def validate_plan_once(plan: Tensor, positions: int) -> None:
+    """`validate_plan`, except for a tensor that passed and has not changed since, and while `torch.compile` traces.
+
+    Each check waits for the GPU three times. A model's plans are the same tensors at every call, but a compiled graph
+    makes them anew.
+
+    Raises:
+        ValueError: an index is outside [0, positions), or appears twice in one direction.
+    """
+    if torch.compiler.is_compiling():
+        return
+    state = None if plan.is_inference() else (positions, plan._version)
+    if state is None or _valid_plans.get(plan) != state:
+        validate_plan(plan, positions)
+        if state is not None:
+            _valid_plans[plan] = state
 
 
 def scan(

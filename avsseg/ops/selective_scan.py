@@ -43,7 +43,8 @@ def selective_scan(
         y_l = <C_l, h_l> + Ds u_l
 
     and adds y_l to the row of token plan[k, l]. Parameters have the authors' layout. Differentiable in everything but
-    `plan`. 16-bit tokens are computed in float32, and float64 tokens in float64.
+    `plan`. 16-bit tokens are computed in float32, by "mamba-ssm" from 16-bit u, delta, B and C, and float64 tokens in
+    float64.
 
     Args:
         tokens: (B, P, D) in natural order.
@@ -73,8 +74,8 @@ def selective_scan(
         table = tokens.to(dtype)
         projected = table @ x_proj_weight.to(dtype).flatten(0, 1).t()
         out = _SCANS[name](
-            # the Triton kernel reads 16-bit tokens as they are
-            *(tokens if name == "triton" else table, projected, plan),
+            # the kernels for GPUs read 16-bit tokens as they are
+            *(tokens if name in ("triton", "mamba-ssm") else table, projected, plan),
             *(dt_projs_weight.to(dtype), dt_projs_bias.to(dtype), A_logs.to(dtype), Ds.to(dtype)),
             output_from=output_from,
         )
@@ -91,8 +92,8 @@ def automatic_backend(device: torch.device, dtype: torch.dtype = torch.float32) 
     if dtype != torch.float64:
         if device.type == "cpu" and not cpu.UNAVAILABLE_REASON:
             return "cpp"
-        if device.type == "cuda" and triton_scan.INSTALLED and not torch.are_deterministic_algorithms_enabled():
-            return "triton"
+        if device.type == "cuda" and not torch.are_deterministic_algorithms_enabled():
+            return "torch" if triton_scan.unavailable_reason(device) else "triton"
     return "torch"
 
 
@@ -108,18 +109,18 @@ def set_default_backend(name: str) -> None:
     _default_backend = name
 
 
-def _unavailable_reason(name: str) -> str:
+def _unavailable_reason(name: str, device: torch.device | None = None) -> str:
     if name == "cpp":
         return cpu.UNAVAILABLE_REASON
     if name == "triton":
-        return triton_scan.unavailable_reason()
+        return triton_scan.unavailable_reason(device)
     return mamba_ssm.unavailable_reason() if name == "mamba-ssm" else ""
 
 
-def _check_usable(name: str) -> None:
+def _check_usable(name: str, device: torch.device | None = None) -> None:
     if name not in BACKENDS:
         raise ValueError(f"unknown scan back end {name!r}: choose auto, {', '.join(BACKENDS)}")
-    reason = _unavailable_reason(name)
+    reason = _unavailable_reason(name, device)
     if reason:
         raise ValueError(f"scan back end {name!r}: {reason}")
 
@@ -128,7 +129,7 @@ def _choose(backend: str, tokens: Tensor) -> str:
     name = _default_backend if backend == "auto" else backend
     if name == "auto":
         return automatic_backend(tokens.device, tokens.dtype)
-    _check_usable(name)
+    _check_usable(name, tokens.device)
     if name != "torch":
         place = "cpu" if name == "cpp" else "cuda"
         interpreted = name == "triton" and triton_scan.INTERPRETED

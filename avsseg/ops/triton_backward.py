@@ -12,12 +12,12 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from avsseg.ops.triton_forward import load_tile, load_weights, locate, read_step, store_tile
+from avsseg.ops.triton_forward import INCIDENTAL_SIZES, load_tile, load_weights, locate, read_step, store_tile
 
 LN_2 = tl.constexpr(0.6931471805599453)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=INCIDENTAL_SIZES)
 def chunk_grads(
     tokens,
     projected,
@@ -65,7 +65,7 @@ def chunk_grads(
     tl.store(delta_sums + (at + 1) * D + d, total, mask=d < D)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=INCIDENTAL_SIZES)
 def carry_grads(
     grad_ends,
     delta_sums,
@@ -89,7 +89,7 @@ def carry_grads(
         store_tile(grad_end, grad_h, d, D, N, N_BLOCK)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=INCIDENTAL_SIZES)
 def gradients(
     tokens,
     projected,

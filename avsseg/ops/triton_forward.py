@@ -25,6 +25,9 @@ import triton.language as tl
 
 LOG2_E = tl.constexpr(1.4426950408889634)
 
+# Sizes of a clip, not of a model: without it, Triton compiles anew where one is 1 or a multiple of 16.
+INCIDENTAL_SIZES = ("P", "L", "chunks", "lanes", "output_from")
+
 
 @triton.jit
 def locate(D, K, spans, D_BLOCK: tl.constexpr):
@@ -118,7 +121,7 @@ def read_step(
     return p, row, u, dt, B, x, t, tl.maximum(x, 0.0) + t * q
 
 
-@triton.jit
+@triton.jit(do_not_specialize=INCIDENTAL_SIZES)
 def chunk_ends(
     tokens,
     projected,
@@ -156,7 +159,7 @@ def chunk_ends(
     tl.store(delta_sums + at * D + d, total, mask=d < D)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=INCIDENTAL_SIZES)
 def carry_states(
     starts,
     delta_sums,
@@ -180,7 +183,7 @@ def carry_states(
         store_tile(start, h, d, D, N, N_BLOCK)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=INCIDENTAL_SIZES)
 def outputs(
     tokens,
     projected,

@@ -9,14 +9,18 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import shutil
+import sys
+import sysconfig
 from contextlib import AbstractContextManager, nullcontext
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.weak import WeakIdKeyDictionary
 
-from avsseg.ops.reference import validate_plan
+from avsseg.ops.reference import validate_plan_once
 from avsseg.ops.registration import checkpoints_shape, keeps_states, register
 
 # Steps between two saved states, and of one chunk.
@@ -32,21 +36,60 @@ ENOUGH_PROGRAMS = 2048
 # 238 registers (sm_90), so that eight warps fit a multiprocessor.
 BACKWARD_PROGRAMS = 1024
 
+LOWEST_CAPABILITY = (7, 0)  # of the GPUs that Triton compiles for
+
 INSTALLED = importlib.util.find_spec("triton") is not None
 INTERPRETED = os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "yes", "on", "y")
 
 _LOG2_E = 1.4426950408889634
 
-# Checking a plan waits for the GPU, and a model's plans are the same tensors at every call.
-_checked_plans: Any = WeakIdKeyDictionary()
 
+def unavailable_reason(device: torch.device | None = None) -> str:
+    """Why the Triton scan cannot be used on a CUDA device, or an empty string if it can. Imports Triton on CUDA.
 
-def unavailable_reason() -> str:
-    """Why the Triton scan cannot be used here, or an empty string if it can."""
+    Without a device, or with one of another type, it is CUDA's current device that is asked about.
+    """
     if not INSTALLED:
         return "Triton is not installed; it comes with PyTorch's CUDA builds, or: pip install triton"
-    if not (torch.cuda.is_available() or INTERPRETED):
+    # Dynamo cannot trace what follows, and what it compiles for CUDA asks the same of the device
+    if INTERPRETED or torch.compiler.is_dynamo_compiling():
+        return ""
+    if not torch.cuda.is_available():
         return "no CUDA device"
+    index = device.index if device is not None and device.type == "cuda" else None
+    return _launch_fault(torch.cuda.current_device() if index is None else index)
+
+
+@cache
+def _launch_fault(index: int) -> str:
+    """Why Triton cannot compile and start kernels on that CUDA device, or an empty string if it can."""
+    try:
+        import triton  # noqa: F401
+    except Exception as error:  # a build for another PyTorch or Python fails in many ways
+        lines = str(error).splitlines()
+        return f"Triton does not import: {lines[0] if lines else type(error).__name__}"
+    if torch.version.hip is None:
+        found = torch.cuda.get_device_capability(index)
+        if found < LOWEST_CAPABILITY:
+            needed, has = (".".join(map(str, capability)) for capability in (LOWEST_CAPABILITY, found))
+            return f"Triton needs compute capability {needed}, {torch.cuda.get_device_name(index)} has {has}"
+    # Triton's wheels for Windows bring both
+    return "" if sys.platform == "win32" else _build_fault()
+
+
+def _build_fault() -> str:
+    """What Triton lacks to compile its launcher, which it does in C with Python's headers, or an empty string."""
+    chosen = os.environ.get("CC")
+    if not any(map(shutil.which, ("gcc", "clang") if chosen is None else (chosen,))):
+        if chosen is not None:
+            return f"Triton's C compiler is missing, CC is {chosen!r}: set it to the path of one or unset it"
+        return "Triton needs a C compiler, and neither gcc nor clang is found: sudo apt install gcc, or set CC to one"
+    scheme = sysconfig.get_default_scheme()
+    # Debian's own scheme of that name has no headers
+    folder = sysconfig.get_path("include", "posix_prefix" if scheme == "posix_local" else scheme)
+    if not Path(folder, "Python.h").is_file():
+        version = f"{sys.version_info.major}.{sys.version_info.minor}"
+        return f"Triton needs Python's headers, and Python.h is not in {folder}: sudo apt install python{version}-dev"
     return ""
 
 
@@ -62,6 +105,7 @@ def scan(
 ) -> Tensor:
     """The same function as `avsseg.ops.reference.scan`, for tokens in float32, float16 or bfloat16 and everything else
     in float32. States and sums are float32."""
+    validate_plan_once(plan, tokens.shape[1])
     inputs = (tokens, projected, plan, dt_projs_weight, dt_projs_bias, A_logs, Ds)
     return _selective_scan(*inputs, output_from, keeps_states(inputs))[0]
 
@@ -87,13 +131,12 @@ class _Launcher:
         self.block = CHANNELS_PER_PROGRAM
         # programs of one span of steps
         self.programs = self.batch * self.directions * -(-self.channels // self.block)
-        self.side_by_side = self.chunks > 1 and self.programs < ENOUGH_PROGRAMS
+        self.side_by_side = self.chunks > 1 and 0 < self.programs < ENOUGH_PROGRAMS
         self.tokens, self.projected, self.plan = tokens.contiguous(), projected.contiguous(), plan.contiguous()
         decay = A_logs.exp() * -_LOG2_E
         self.decay = decay.view(self.directions, self.channels, self.states).transpose(1, 2).contiguous()
         self.dt_weight = dt_projs_weight.transpose(1, 2).contiguous()
         self.dt_bias, self.skip = dt_projs_bias.contiguous(), Ds.contiguous()
-        _check_plan(plan, self.positions)
 
     @property
     def parameters(self) -> tuple[Tensor, ...]:
@@ -132,14 +175,6 @@ class _Launcher:
 
 def _power_of_two(size: int) -> int:
     return 1 << max(size - 1, 0).bit_length()
-
-
-def _check_plan(plan: Tensor, positions: int) -> None:
-    state = None if plan.is_inference() else (positions, plan._version)
-    if state is None or _checked_plans.get(plan) != state:
-        validate_plan(plan, positions)
-        if state is not None:
-            _checked_plans[plan] = state
 
 
 def _forward(
@@ -241,7 +276,7 @@ def _backward(
         grad_projected,
         grad_dt_weight.transpose(1, 2).contiguous(),
         grad_dt_bias.reshape(dt_projs_bias.shape).clone(),
-        grad_A.transpose(1, 2).reshape(A_logs.shape) * -A_logs.exp(),
+        (grad_A.transpose(1, 2).reshape(A_logs.shape) * -A_logs.exp()).contiguous(),
         grad_skip.reshape(Ds.shape).clone(),
     )
 

@@ -198,12 +198,14 @@ def cuda_fault() -> str:
 
 
 def resolve_precision(precision: Precision, device: torch.device) -> Precision:
-    """ "auto" is fp32, and on CUDA bf16, or fp16 where bf16 is not supported."""
+    """ "auto" is fp32, and on CUDA bf16, or fp16 where the device has no bf16."""
     if precision != "auto":
         return precision
     if device.type != "cuda":
         return "fp32"
-    return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
+    # NVIDIA's older GPUs only emulate it, which is_bf16_supported counts too
+    native = torch.cuda.is_bf16_supported() if torch.version.hip else torch.cuda.get_device_capability(device) >= (8, 0)
+    return "bf16" if native else "fp16"
 
 
 def is_out_of_memory(error: BaseException) -> bool:

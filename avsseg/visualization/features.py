@@ -79,7 +79,8 @@ class FeatureTrack(Iterator[FrameFeatures]):
                 for position, timestamp_s in enumerate(window.timestamps_s):
                     index = window.first_index + position
                     if index >= shown:
-                        yield FrameFeatures(index, timestamp_s, before[position], after[position])
+                        # copies: a view that is kept would keep the features of the whole window
+                        yield FrameFeatures(index, timestamp_s, before[position].copy(), after[position].copy())
                 shown = window.first_index + len(window.timestamps_s)
             self.damage = self._windows.warnings
 

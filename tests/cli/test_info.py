@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import avsseg
-from avsseg.cli.cuda import driver_cuda_version, missing_for_cuda
+from avsseg.cli.cuda import driver_cuda_version, gpu_capability, missing_for_cuda
 from avsseg.media.ffmpeg import find_ffmpeg
 from avsseg.ops import cpu
 from avsseg.ops.selective_scan import automatic_backend, available_backends
@@ -87,6 +87,7 @@ def test_info_shows_the_weights_cache_and_its_size(
 def test_info_says_how_to_get_cuda(avsseg_main: Callable[..., CompletedProcess[str]]) -> None:
     cuda = json.loads(avsseg_main("info", "--json").stdout)["cuda"]
     assert cuda.startswith("not usable: ")
-    steps = missing_for_cuda(str(torch.__version__), torch.version.cuda, driver_cuda_version())
+    driver, capability = driver_cuda_version(), gpu_capability()
+    steps = missing_for_cuda(str(torch.__version__), torch.version.cuda, driver, capability=capability)
     assert steps
     assert all(step in cuda for step in steps)

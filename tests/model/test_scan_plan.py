@@ -1,8 +1,14 @@
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
 import pytest
 import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from avsseg.model.backbones.vim import sequence_plan
 from avsseg.model.config import TEMPORAL_DIRECTIONS
 from avsseg.model.scan_plan import (
     TEMPORAL_ORDERS,
@@ -70,6 +76,44 @@ def test_audio_to_visual_plan_keeps_audio_first() -> None:
         audio[::-1] + thw[::-1],
         audio[::-1] + twh[::-1],
     ]
+
+
+class Devices(TorchDispatchMode):
+    """The device types of all that is computed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.types: set[str] = set()
+
+    def __torch_dispatch__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if isinstance(result, Tensor):
+            self.types.add(result.device.type)
+        return result
+
+
+# "meta" stands for a GPU; the cache has no plan of it
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda device: frame_plan(GRID.single_frame, device),
+        lambda device: temporal_plan(GRID, 12, device),
+        lambda device: visual_to_audio_plan(GRID, device),
+        lambda device: audio_to_visual_plan(GRID, device),
+        lambda device: sequence_plan(5, device, reverse=True),
+    ],
+    ids=["frame", "temporal", "visual to audio", "audio to visual", "sequence"],
+)
+def test_plans_are_made_where_they_are_used(build: Callable[[torch.device], Tensor]) -> None:
+    with Devices() as devices:
+        build(torch.device("meta"))
+    assert devices.types == {"meta"}
 
 
 def test_flatten_and_split_scales_are_inverse() -> None:

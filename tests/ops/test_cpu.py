@@ -165,6 +165,33 @@ def test_opcheck(requires_grad, capability, random_problem):
     torch.library.opcheck(torch.ops.avsseg.selective_scan.default, (*inputs, 10, requires_grad))
 
 
+# of one direction, A_logs needs no copy to take its shape, and could keep the strides of the kernel's array
+@pytest.mark.parametrize("directions", [1, 2])
+@pytest.mark.usefixtures("compiled_scan")
+def test_opcheck_of_the_backward(directions, random_problem):
+    problem = random_problem(2, 70, 20, directions, 4).to(torch.float32)
+    projected = problem.tokens @ problem.x_proj_weight.flatten(0, 1).T
+    inputs = (problem.tokens, projected, problem.plan, *problem.tensors()[3:], 10)
+    out, checkpoints = torch.ops.avsseg.selective_scan(*inputs, True)
+    backward = torch.ops.avsseg.selective_scan_backward
+    assert all(gradient.is_contiguous() for gradient in backward(*inputs, checkpoints, out))
+    torch.library.opcheck(backward.default, (*inputs, checkpoints, out), test_utils=("test_schema", "test_faketensor"))
+
+
+@pytest.mark.usefixtures("compiled_scan")
+def test_gradients_do_not_depend_on_the_default_dtype(random_problem, scan):
+    problem = random_problem(2, 70, 20, 2, 4).to(torch.float32).with_grad()
+    expected = torch.autograd.grad(scan(problem, backend="cpp").sum(), problem.differentiable())
+    torch.set_default_dtype(torch.float64)
+    try:
+        gradients = torch.autograd.grad(scan(problem, backend="cpp").sum(), problem.differentiable())
+    finally:
+        torch.set_default_dtype(torch.float32)
+    for gradient, other in zip(gradients, expected, strict=True):
+        assert gradient.dtype == torch.float32
+        assert torch.equal(gradient, other)
+
+
 @pytest.mark.usefixtures("compiled_scan")
 def test_compile_traces_forward_and_backward_without_a_graph_break(random_problem, scan):
     problem = random_problem(2, 70, 20, 2, 4).to(torch.float32).with_grad()

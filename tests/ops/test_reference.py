@@ -3,6 +3,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from avsseg.ops import reference
+from avsseg.ops.reference import validate_plan_once
+
 
 @pytest.mark.parametrize("output_from", [0, 4])
 def test_gradcheck(output_from, random_problem, scan):
@@ -27,6 +30,28 @@ def test_empty_problems(sizes, random_problem, scan):
     out = scan(problem, backend="torch")
     assert out.shape == problem.tokens.shape
     assert not out.any()
+
+
+def test_a_plan_is_checked_again_only_when_it_or_its_table_changes(monkeypatch):
+    checks = []
+    monkeypatch.setattr(reference, "validate_plan", lambda plan, positions: checks.append(positions))
+    plan = torch.tensor([[0, 1, 2]])
+    for positions in (3, 3, 4, 4):
+        validate_plan_once(plan, positions)
+    assert checks == [3, 4]
+    plan[0, 0] = 3
+    validate_plan_once(plan, 4)
+    assert checks == [3, 4, 4]
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    validate_plan_once(torch.tensor([[5, 5]]), 4)
+    assert checks == [3, 4, 4]
+
+
+def test_a_wrong_plan_is_refused_every_time():
+    plan = torch.tensor([[1, 1]])
+    for _ in range(2):
+        with pytest.raises(ValueError, match="visits a token twice"):
+            validate_plan_once(plan, 2)
 
 
 def test_gradients_stay_fast_on_a_long_sequence(random_problem, scan):

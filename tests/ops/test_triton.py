@@ -6,15 +6,19 @@ are tiny, and chunks are made shorter so that there are several.
 
 from __future__ import annotations
 
+import importlib
 import os
 import subprocess
 import sys
+import sysconfig
+from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
 
-from avsseg.ops import mamba_ssm, triton_scan
+from avsseg.ops import mamba_ssm, reference, triton_scan
 from avsseg.ops.selective_scan import automatic_backend, available_backends, selective_scan
 
 FORWARD_TOLERANCE, GRADIENT_TOLERANCE = 1e-5, 2e-5
@@ -37,6 +41,29 @@ def device(request: pytest.FixtureRequest) -> str:
 @pytest.fixture
 def short_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(triton_scan, "CHECKPOINT_INTERVAL", CHUNK)
+
+
+@pytest.fixture
+def cuda_device(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[torch.device]:
+    """The second CUDA device, on which the Triton scan could run: it and all that Triton needs are made up."""
+    for name in ("bin/gcc", "include/Python.h"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).touch(mode=0o755)
+    monkeypatch.setattr(triton_scan, "INSTALLED", True)
+    monkeypatch.setattr(triton_scan, "INTERPRETED", False)
+    monkeypatch.setitem(sys.modules, "triton", ModuleType("triton"))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: {1: (7, 0)}[index])
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: {1: "GPU One"}[index])
+    monkeypatch.setattr(torch.version, "hip", None)
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.setattr(sysconfig, "get_path", lambda *_: str(tmp_path / "include"))
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    monkeypatch.delenv("CC", raising=False)
+    triton_scan._launch_fault.cache_clear()
+    yield torch.device("cuda", 1)
+    triton_scan._launch_fault.cache_clear()
 
 
 def move(problem, device):
@@ -141,7 +168,7 @@ def test_non_contiguous_inputs(device, random_problem, scan):
     torch.testing.assert_close(scan(views, backend="triton"), scan(problem, backend="triton"))
 
 
-@pytest.mark.parametrize("sizes", [(0, 12, 16, 4, 4), (2, 0, 16, 4, 4), (2, 5, 16, 0, 4)], ids=str)
+@pytest.mark.parametrize("sizes", [(0, 70, 16, 4, 4), (2, 0, 16, 4, 4), (2, 5, 16, 0, 4)], ids=str)
 def test_empty_problems(sizes, device, random_problem, scan):
     problem = move(random_problem(*sizes, unvisited=3).to(torch.float32), device).with_grad()
     out = scan(problem, backend="triton")
@@ -167,6 +194,27 @@ def test_wrong_plans_are_refused_and_a_changed_one_is_checked_again(device, rand
         scan(problem.replace(plan=torch.tensor([[-1]], device=device)), backend="triton")
 
 
+def test_no_batch_of_several_chunks_needs_no_kernel(random_problem):
+    problem = random_problem(0, 70, 16, 2, 4).to(torch.float32)
+    projected = problem.tokens @ problem.x_proj_weight.flatten(0, 1).T
+    inputs = (problem.tokens, projected, problem.plan, *problem.tensors()[3:], 0)
+    out, checkpoints = torch.ops.avsseg.selective_scan_triton(*inputs, True)
+    for gradient in torch.ops.avsseg.selective_scan_triton_backward(*inputs, checkpoints, out):
+        assert not gradient.any()
+
+
+def test_a_compiled_graph_does_not_wait_for_a_check_of_its_plan(device, monkeypatch, random_problem, scan):
+    checks = []
+    monkeypatch.setattr(reference, "validate_plan", lambda plan, positions: checks.append(positions))
+    problem = move(random_problem(1, 1, 5, 1, 2).to(torch.float32), device)
+    compiled = torch.compile(selective_scan, backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(compiled(*problem.tensors(), backend="triton"), scan(problem, backend="torch"))
+    assert checks == [1]  # of the PyTorch scan
+    for _ in range(2):
+        scan(problem, backend="triton")
+    assert checks == [1, 1]
+
+
 def test_states_are_kept_only_for_a_gradient(device, random_problem):
     problem = move(random_problem(1, 1, 16, 2, 4).to(torch.float32), device)
     projected = problem.tokens @ problem.x_proj_weight.flatten(0, 1).T
@@ -181,6 +229,32 @@ def test_opcheck(device, random_problem):
     inputs = [problem.tokens, projected, problem.plan, *problem.tensors()[3:]]
     inputs = [t.detach().requires_grad_() if t.is_floating_point() else t for t in inputs]
     torch.library.opcheck(torch.ops.avsseg.selective_scan_triton.default, (*inputs, 0, True))
+
+
+def test_opcheck_of_the_backward_of_one_direction(device, random_problem):
+    problem = move(random_problem(1, 1, 5, 1, 2).to(torch.float32), device)
+    projected = problem.tokens @ problem.x_proj_weight.flatten(0, 1).T
+    inputs = (problem.tokens, projected, problem.plan, *problem.tensors()[3:], 0)
+    out, checkpoints = torch.ops.avsseg.selective_scan_triton(*inputs, True)
+    backward = torch.ops.avsseg.selective_scan_triton_backward
+    assert all(gradient.is_contiguous() for gradient in backward(*inputs, checkpoints, out))
+    torch.library.opcheck(backward.default, (*inputs, checkpoints, out), test_utils=("test_schema", "test_faketensor"))
+
+
+@needs_triton
+@outside_interpreter
+@pytest.mark.parametrize(
+    ("module", "kernel"),
+    [
+        *(("forward", kernel) for kernel in ("chunk_ends", "carry_states", "outputs")),
+        *(("backward", kernel) for kernel in ("chunk_grads", "carry_grads", "gradients")),
+    ],
+)
+def test_kernels_are_not_compiled_anew_for_another_clip(module, kernel):
+    parameters = getattr(importlib.import_module(f"avsseg.ops.triton_{module}"), kernel).params
+    sizes = {name for name in ("P", "L", "chunks", "lanes", "output_from") if name in {p.name for p in parameters}}
+    assert sizes == {parameter.name for parameter in parameters if parameter.do_not_specialize}
+    assert "chunks" in sizes
 
 
 @needs_triton
@@ -210,24 +284,78 @@ def test_the_largest_kernels_compile_for_a_gpu_that_is_not_here(kernel, tmp_path
     assert compiled.asm["cubin"]
 
 
-def test_what_runs_automatically_on_cuda(monkeypatch):
-    cuda = torch.device("cuda")
-    assert automatic_backend(cuda) == ("triton" if triton_scan.INSTALLED else "torch")
-    monkeypatch.setattr(triton_scan, "INSTALLED", True)
-    assert automatic_backend(cuda, torch.bfloat16) == "triton"
-    assert automatic_backend(cuda, torch.float64) == "torch"
+def test_what_runs_automatically_on_cuda(cuda_device, monkeypatch):
+    for device in (cuda_device, torch.device("cuda")):
+        assert automatic_backend(device, torch.bfloat16) == "triton"
+        assert automatic_backend(device, torch.float64) == "torch"
     assert automatic_backend(torch.device("cpu")) != "triton"
     monkeypatch.setattr(triton_scan, "INSTALLED", False)
-    assert automatic_backend(cuda) == "torch"
+    assert automatic_backend(cuda_device) == "torch"
 
 
-def test_deterministic_pytorch_does_without_atomics(monkeypatch):
+def test_what_runs_automatically_is_known_while_torch_compile_traces(monkeypatch):
     monkeypatch.setattr(triton_scan, "INSTALLED", True)
+    device = torch.device("cuda", 0)
+
+    def run(x):
+        return x + 1 if automatic_backend(device) == "triton" else x
+
+    torch.compiler.reset()
+    assert torch.compile(run, backend="eager", fullgraph=True)(torch.zeros(())) == 1
+
+
+def test_deterministic_pytorch_does_without_atomics(cuda_device):
     torch.use_deterministic_algorithms(True)
     try:
-        assert automatic_backend(torch.device("cuda")) == "torch"
+        assert automatic_backend(cuda_device) == "torch"
     finally:
         torch.use_deterministic_algorithms(False)
+
+
+def refused(device, reason):
+    """Whether the Triton scan is refused on the device, for that reason, and PyTorch's chosen."""
+    triton_scan._launch_fault.cache_clear()
+    assert automatic_backend(device) == "torch"
+    assert available_backends()["triton"] == triton_scan.unavailable_reason(device)
+    return reason in triton_scan.unavailable_reason(device)
+
+
+def test_triton_needs_volta_but_rocm_has_other_numbers(cuda_device, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (6, 1))
+    assert refused(cuda_device, "Triton needs compute capability 7.0, GPU One has 6.1")
+    monkeypatch.setattr(torch.version, "hip", "6.4")
+    triton_scan._launch_fault.cache_clear()
+    assert automatic_backend(cuda_device) == "triton"
+
+
+def test_triton_needs_a_c_compiler(cuda_device, monkeypatch, tmp_path):
+    (tmp_path / "bin" / "gcc").rename(tmp_path / "bin" / "xlc")
+    assert refused(cuda_device, "neither gcc nor clang is found: sudo apt install gcc")
+    monkeypatch.setenv("CC", "xlc")
+    triton_scan._launch_fault.cache_clear()
+    assert automatic_backend(cuda_device) == "triton"
+    monkeypatch.setenv("CC", "gcc-99")
+    assert refused(cuda_device, "CC is 'gcc-99'")
+
+
+def test_triton_needs_python_headers(cuda_device, monkeypatch, tmp_path):
+    (tmp_path / "include" / "Python.h").unlink()
+    version = f"{sys.version_info.major}.{sys.version_info.minor}"
+    assert refused(cuda_device, f"Python.h is not in {tmp_path / 'include'}: sudo apt install python{version}-dev")
+    monkeypatch.setattr(sys, "platform", "win32")
+    triton_scan._launch_fault.cache_clear()
+    assert automatic_backend(cuda_device) == "triton"
+
+
+def test_a_triton_that_does_not_import_is_named(cuda_device, monkeypatch):
+    monkeypatch.setitem(sys.modules, "triton", None)
+    assert refused(cuda_device, "Triton does not import: import of triton halted")
+
+
+def test_what_triton_needs_is_looked_for_once_a_device(cuda_device, monkeypatch):
+    assert automatic_backend(cuda_device) == "triton"
+    monkeypatch.delattr(torch.cuda, "get_device_capability")
+    assert automatic_backend(cuda_device) == "triton"
 
 
 @outside_interpreter

@@ -171,6 +171,21 @@ def test_devices_that_are_not_there_are_named() -> None:
         resolve_device("gpu")
 
 
+@pytest.mark.parametrize(
+    ("capability", "hip", "precision"),
+    [((7, 5), None, "fp16"), ((8, 0), None, "bf16"), ((9, 0), None, "bf16"), ((7, 0), "6.4", "bf16")],
+)
+def test_bf16_is_chosen_only_where_it_is_not_emulated(
+    capability: tuple[int, int], hip: str | None, precision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    capabilities = {0: (10, 0), 1: capability}
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capabilities[device.index])
+    monkeypatch.setattr(torch.version, "hip", hip)
+    assert resolve_precision("auto", torch.device("cuda", 1)) == precision
+    assert resolve_precision("fp32", torch.device("cuda", 1)) == "fp32"
+
+
 def test_an_unusable_scan_back_end_is_an_environment_fault() -> None:
     with pytest.raises(EnvironmentFault, match="unknown scan back end 'abacus'"):
         load_for(ModelOptions(scan_backend="abacus", allow_untrained=True))

@@ -48,6 +48,13 @@ def test_frames_that_windows_share_come_once(clip: Path, loaded: LoadedModel) ->
         assert [f.index for f in track] == [0, 1, 2]
 
 
+def test_a_frame_that_is_kept_does_not_keep_its_window(clip: Path, loaded: LoadedModel) -> None:
+    with closing(FeatureTrack(probe(clip), loaded, SegmentOptions(size=32, window=2, overlap=0))) as track:
+        features = next(track)
+    assert features.before.base is None
+    assert features.after.base is None
+
+
 def test_colours_are_the_principal_components_of_all_maps_together() -> None:
     random = np.random.default_rng(0)
     mixing = random.normal(size=(6, 6)) * np.array([5.0, 3.0, 2.0, 0.3, 0.2, 0.1])

@@ -45,8 +45,8 @@ VIM: dict[str, VimConfig] = {
 @cached_plan
 def sequence_plan(length: int, device: torch.device, *, reverse: bool) -> Tensor:
     """(1, length): the tokens from first to last, or from last to first."""
-    order = torch.arange(length, dtype=torch.int32)
-    return (order.flip(0) if reverse else order)[None].to(device)
+    order = torch.arange(length, dtype=torch.int32, device=device)
+    return (order.flip(0) if reverse else order)[None]
 
 
 class BidirectionalMamba(nn.Module):
