@@ -46,6 +46,14 @@ def evaluate(
             metavar="LIST", help="Also replace the sound: any of silence, noise, swap, off-screen, with commas between."
         ),
     ] = "",
+    mute: Annotated[
+        bool | None,
+        typer.Option(
+            "--mute/--no-mute",
+            help="Play silence instead of every sound. By default only to a model trained with --mute.",
+            show_default=False,
+        ),
+    ] = None,
     report: Annotated[
         Path | None,
         typer.Option(
@@ -74,7 +82,11 @@ def evaluate(
     from avsseg.evaluation.evaluate import Evaluation, EvaluationSettings
     from avsseg.pipeline.segment import resolve_device
     from avsseg.weights.store import load_model
+    from avsseg.writers.base import PartialOutput, written_whole
 
+    # found now, not after the whole evaluation
+    for target in filter(None, (out, report and report / "index.html")):
+        PartialOutput(target).discard()
     negatives = tuple(name.strip() for name in negative.split(",") if name.strip())
     settings = EvaluationSettings(
         data,
@@ -86,25 +98,29 @@ def evaluate(
         negatives,
         seed,
         workers,
+        mute,
     )
     if threads:
         torch.set_num_threads(threads)
     loaded = load_model(model, allow_untrained=allow_untrained, device=resolve_device(device))
     evaluation = Evaluation(loaded, settings)
+    if evaluation.mute and mute is None:
+        typer.echo(
+            f"avsseg: note: {loaded.name} was trained with --mute, so it is played silence. --no-mute plays it sound",
+            err=True,
+        )
     console = Console(stderr=True)
     with Progress(console=console, transient=True, redirect_stdout=False, disable=not console.is_terminal) as progress:
         task = progress.add_task("evaluating", total=len(evaluation.clips) * (1 + len(negatives)))
         result = evaluation.run(lambda: progress.advance(task))
     text = json.dumps(without_nan(result), indent=2)
-    if out:
-        from avsseg.writers.base import written_whole
-
-        with written_whole(out) as partial:
-            partial.write_text(text + "\n")
     if as_json:
         typer.echo(text)
     else:
         print_tables(result)
+    if out:
+        with written_whole(out) as partial:
+            partial.write_text(text + "\n")
     if report:
         from avsseg.evaluation.report import write_report
 
@@ -138,11 +154,17 @@ def print_tables(result: Mapping[str, Any]) -> None:
     if "silent_frames" in result:
         silent = result["silent_frames"]
         table.add_row(f"area marked on {silent['frames']} silent frames", _number(silent["false_positive_area"]))
+    if result["mute"]:
+        table.add_row("sound played", "silence")
     console.print(table)
-    for key, title in (("per_category", "by category"), ("per_sources", "by number of sources")):
+    breakdowns = (("per_category", "by category"), ("per_class", "by class"), ("per_sources", "by number of sources"))
+    for key, title in breakdowns:
         if key in result:
-            table = Table(title, "M_J", "M_F", "frames")
-            for name, row in result[key].items():
+            rows = {name: row for name, row in result[key].items() if row["frames"]}
+            unseen = len(result[key]) - len(rows)
+            note = f"{unseen} classes occur in no frame and count as 0 in M_J and M_F" if unseen else None
+            table = Table(title, "M_J", "M_F", "frames", caption=note)
+            for name, row in rows.items():
                 table.add_row(name, *(_number(row[column]) for column in ("M_J", "M_F", "frames")))
             console.print(table)
     if "negatives" in result:

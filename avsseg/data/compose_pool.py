@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from avsseg.data.avsbench import SplitName
 from avsseg.data.compose_scene import shows_only
 from avsseg.data.compose_sources import Picture, Sources
-from avsseg.data.compose_splits import TABLE_NAME
+from avsseg.data.compose_splits import FEWEST_GROUPS, TABLE_NAME
 from avsseg.errors import UsageError
 
 Case = Literal["one", "two", "several", "none"]
@@ -83,9 +83,17 @@ class SplitSources:
                 self._add(picture)
         self.sounding = sorted(k for k in self.pictures if k in self.recordings)
         if not self.sounding:
+            rule, rename = "", ""
+            if split != "train":
+                rule = (
+                    " Names that differ in a number at their end only (dog_001, dog_002) count as one recording, and a "
+                    f"class of fewer than {FEWEST_GROUPS} such groups of pictures, or of recordings, is in train alone."
+                )
+                rename = "rename files, "
             raise UsageError(
                 f"no class of the {split} split has both pictures that show it ({settings.smallest:.0%} of the frame "
-                f"or more) and recordings. Add some, name their splits in {TABLE_NAME}, or ask for no {split} clips"
+                f"or more) and recordings.{rule} Add some, {rename}name their splits in {TABLE_NAME}, or ask for no "
+                f"{split} clips"
             )
         self.mute = sorted(k for k in self.pictures if k not in self.recordings)
         rooted = np.sqrt([len(self.pictures[k]) for k in self.sounding])

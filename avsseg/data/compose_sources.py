@@ -2,7 +2,9 @@
 
     IMAGES/NAME.jpg            .jpg, .jpeg, .png, .webp or .bmp, 16 px a side at least; subfolders are read too
     MASKS/NAME.png             its mask: same subfolder, same name, same size. A pixel is 0 where no class is, 255 where
-                               it is unknown, else the number of its class: grey levels or palette indices
+                               it is unknown, else the number of its class: grey levels or palette indices. A picture
+                               with an EXIF orientation is turned as viewers turn it, unless only its stored size is
+                               that of the mask
     MASKS/classes.txt          the classes, one a line: line 0 is the background, line 1 the class of mask value 1, ...
     SOUNDS/CLASS/NAME.wav      anything that ffmpeg reads, its first 60 s; deeper subfolders are read too
 
@@ -25,6 +27,7 @@ groups is trained on alone.
 from __future__ import annotations
 
 import hashlib
+import struct
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -35,7 +38,7 @@ from typing import TypeVar
 import ffmpeg
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import ExifTags, Image
 
 from avsseg.data.avsbench import SplitName, open_image
 from avsseg.data.compose_splits import TABLE_NAME, Kind, Row, draw_splits, read_table, read_text
@@ -49,6 +52,17 @@ BACKGROUND = "background"
 VOID = 255
 MAX_CLASSES = 200
 SMALLEST_SIDE_PX = 16
+# what the EXIF orientations 2 to 8 ask for; the standard's 1 is a picture as it is
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_SIDEWAYS = {_TURNS[orientation] for orientation in (5, 6, 7, 8)}
 LONGEST_SOUND_S = 60
 
 
@@ -71,10 +85,13 @@ class Picture:
 
     def read(self) -> tuple[Image.Image, Image.Image]:
         """The picture (RGB) and its class map (L: class index, 255 unknown). Raises DataError."""
-        image = open_image(self.path, "RGB")
+        stored = open_image(self.path, "RGB")
+        turn = _turn(stored)
+        shown = stored if turn is None else stored.transpose(turn)
         if self.kind == "backdrop":
-            return image, Image.new("L", image.size)
-        return image, _read_mask(self.mask_path, self.folder_class, image.size)
+            return shown, Image.new("L", shown.size)
+        classes = _read_mask(self.mask_path, self.folder_class, (shown.size, stored.size))
+        return shown if classes.size == shown.size else stored, classes
 
 
 @dataclass(frozen=True)
@@ -202,13 +219,13 @@ def _picture(path: Path, images: Path, masks: Path, visible: Sequence[str], rows
     name = _picture_name(path, images)
     mask_path = masks / place.with_suffix(".png")
     folder_class = 0 if (masks / CLASSES_NAME).is_file() else visible.index(place.parts[0])
-    size = _decoded_size(path)
+    sizes = _decoded_sizes(path)
     row = rows.get(name, Row("train"))
     if row.kind == "backdrop":
         return Picture(name, path, mask_path, (), row.split, folder_class, row.kind, row.weight)
     if not mask_path.is_file():
         raise DataError(f"{printable(mask_path)}: missing, the mask of {printable(path)}")
-    counts = np.bincount(np.asarray(_read_mask(mask_path, folder_class, size)).ravel(), minlength=256)
+    counts = np.bincount(np.asarray(_read_mask(mask_path, folder_class, sizes)).ravel(), minlength=256)
     highest = int(np.flatnonzero(counts[:VOID]).max(initial=0))
     if highest >= len(visible):
         raise DataError(f"{printable(mask_path)}: has class {highest}, {CLASSES_NAME} ends at {len(visible) - 1}")
@@ -217,21 +234,31 @@ def _picture(path: Path, images: Path, masks: Path, visible: Sequence[str], rows
     return Picture(name, path, mask_path, shares, row.split, folder_class, row.kind, row.weight)
 
 
-def _decoded_size(path: Path) -> tuple[int, int]:
-    """Width and height of a picture that can be decoded to its end; JPEGs at an eighth, which is fast."""
+def _decoded_sizes(path: Path) -> tuple[tuple[int, int], tuple[int, int]]:
+    """(width, height) as shown and as stored of a picture that can be decoded to its end; JPEGs at an eighth."""
     try:
         with Image.open(path) as image:
             size = image.size
             image.draft("RGB", (size[0] // 8, size[1] // 8))
             image.load()
+            turn = _turn(image)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise DataError(f"{printable(path)}: not an image that can be read ({error})") from error
     if min(size) < SMALLEST_SIDE_PX:
         raise DataError(f"{printable(path)}: is {size[0]}x{size[1]}, must be {SMALLEST_SIDE_PX} px a side at least")
-    return size
+    return (size[::-1] if turn in _SIDEWAYS else size), size
 
 
-def _read_mask(path: Path, folder_class: int, size: tuple[int, int]) -> Image.Image:
+def _turn(image: Image.Image) -> Image.Transpose | None:
+    """How viewers turn a picture by its EXIF orientation; None if not, or if its EXIF cannot be read."""
+    try:
+        orientation = image.getexif().get(ExifTags.Base.Orientation)
+    except (SyntaxError, ValueError, KeyError, TypeError, OverflowError, struct.error):
+        return None  # damaged EXIF keeps no viewer from showing the picture
+    return _TURNS.get(orientation) if isinstance(orientation, int) else None
+
+
+def _read_mask(path: Path, folder_class: int, sizes: tuple[tuple[int, int], tuple[int, int]]) -> Image.Image:
     with open_image(path, None) as mask:
         # an index mask may be a palette picture: its indices are what counts
         values = np.asarray(mask if mask.mode in ("L", "P", "1") or mask.mode[0] == "I" else mask.convert("RGB"))
@@ -244,8 +271,9 @@ def _read_mask(path: Path, folder_class: int, size: tuple[int, int]) -> Image.Im
     if values.max() > VOID:
         raise DataError(f"{printable(path)}: has the value {values.max()}. Class numbers end at {MAX_CLASSES - 1}")
     result = Image.fromarray(values.astype(np.uint8))
-    if result.size != size:
-        raise DataError(f"{printable(path)}: is {result.width}x{result.height}, its picture {size[0]}x{size[1]}")
+    if result.size not in sizes:
+        width, height = sizes[0]
+        raise DataError(f"{printable(path)}: is {result.width}x{result.height}, its picture {width}x{height}")
     return result
 
 

@@ -2,12 +2,12 @@
 
 `avsbench` is the official arithmetic (batches count alike, truth at the input size); `strict` counts frames, truth at
 its own size, silent frames apart. With `negatives` the sound is replaced, through the same front end, and what is still
-marked is reported.
+marked is reported. A model that was trained on silence is scored on silence: its batch statistics know no sound.
 """
 
 from __future__ import annotations
 
-import json
+import functools
 import math
 import time
 from collections import defaultdict
@@ -23,16 +23,15 @@ from torch import Tensor
 
 import avsseg
 from avsseg.data.avsbench import AvsBenchClips, ClipExample, SplitName, Subset
-from avsseg.data.avsbench_layout import subset_folder
-from avsseg.data.layout_writer import LISTING_NAME
-from avsseg.data.synthetic_shapes import CLASSES as RENDERED
-from avsseg.errors import AvssegError, DataError, UsageError, printable
+from avsseg.data.avss_classes import CLASS_NAMES
+from avsseg.errors import AvssegError, UsageError
+from avsseg.evaluation.listing import read_listing, rendered_families
 from avsseg.media.audio import log_mel_examples
-from avsseg.metrics.negatives import NEGATIVES, noise, off_screen, silence, swap_partner
+from avsseg.metrics.negatives import NEGATIVES, fits_swap, noise, off_screen, silence, swap_partner
 from avsseg.metrics.object import AvsBenchObjectMetrics, FrameScores, StrictObjectMetrics, frame_scores
 from avsseg.metrics.semantic import SemanticMetrics
 from avsseg.model.avs_mamba import normalise
-from avsseg.training.clips import prepare_worker
+from avsseg.training.clips import SILENT_LOG_MEL, prepare_worker
 from avsseg.weights.store import LoadedModel
 
 Protocol = Literal["strict", "avsbench"]
@@ -42,7 +41,10 @@ THRESHOLD = 0.5
 
 @dataclass(frozen=True)
 class EvaluationSettings:
-    """What is evaluated. `batch` is in clips and matters to `avsbench` alone; `size` 0 is the model's own."""
+    """What is evaluated. `batch` is in clips and matters to `avsbench` alone; `size` 0 is the model's own.
+
+    `mute` plays silence in the scored pass; None does so to a model that was trained on it.
+    """
 
     data: Path
     subset: Subset = "ms3"
@@ -53,6 +55,7 @@ class EvaluationSettings:
     negatives: tuple[str, ...] = ()
     seed: int = 0
     workers: int = 1
+    mute: bool | None = None
 
     def __post_init__(self) -> None:
         if self.protocol not in PROTOCOLS:
@@ -97,6 +100,7 @@ class Evaluation:
         self.loaded = loaded
         self.settings = settings
         self.size = settings.size or loaded.input_size
+        self.mute = trained_mute(loaded) if settings.mute is None else settings.mute
         truth_size = None if settings.protocol == "avsbench" else 0
         self.clips = AvsBenchClips(
             settings.data, settings.subset, settings.split, size=self.size, truth_size=truth_size
@@ -107,12 +111,15 @@ class Evaluation:
                 f"{self.clips.num_classes}. Choose another --model or --subset"
             )
         self.listing = read_listing(self.clips)
-        self.sources = {name: most_sources(entry) for name, entry in self.listing.items()}
         unheard = [clip.name for clip in self.clips.clips if clip.wav is None or not clip.wav.is_file()]
         if settings.negatives and unheard:
             raise UsageError(f"{unheard[0]}: has no wav file, whose sound --negative could replace")
         if "swap" in settings.negatives and len(self.clips) < 2:
             raise UsageError("swapping sounds needs two clips at least")
+
+    def played(self, example: ClipExample) -> Tensor:
+        """The log-mel (T, 1, 96, 64) of the scored pass: the clip's own, or that of digital silence."""
+        return torch.full_like(example.log_mel, SILENT_LOG_MEL) if self.mute else example.log_mel
 
     def run(self, advance: Callable[[], None] | None = None) -> dict[str, Any]:
         """The whole result, ready for JSON; `advance` is called after every clip of every pass."""
@@ -131,6 +138,7 @@ class Evaluation:
             "input_size": self.size,
             "truth_size": self.size if settings.protocol == "avsbench" else "native",
             "threshold": THRESHOLD,
+            "mute": self.mute,
             "clips": len(self.clips),
             **result,
             "seconds": round(time.monotonic() - began, 1),
@@ -145,8 +153,9 @@ class Evaluation:
             tally.avsbench.update(_joined(scores))
             for (index, example, _, _), each in zip(group, scores, strict=True):
                 tally.strict.update(each)
-                tally.categories[example.category].update(each)
-                tally.sources[self.sources.get(example.name, 0)].update(each)
+                tally.sources[self._sources(example.name)].update(each)
+                for category, frames in self._frames_by_category(example):
+                    tally.categories[category].update(_some(each, frames))
                 tally.clips.append(self._clip_result(index, example, each))
                 area += float((each.predicted / each.pixels).mean())
             tally.metrics_s += time.monotonic() - began
@@ -159,12 +168,14 @@ class Evaluation:
         result["predicted_area"] = area / max(1, len(self.clips))
         if len(tally.categories) > 1:
             result["per_category"] = {name: _brief(m) for name, m in sorted(tally.categories.items())}
-        if self.sources:
+        if self.listing:
             result["per_sources"] = {str(n): _brief(m) for n, m in sorted(tally.sources.items())}
         if self.settings.negatives:
-            result["negatives"] = {
-                name: self._negative(name, result["predicted_area"], advance) for name in self.settings.negatives
-            }
+            # with silence in the scored pass, no sound of its own is there to compare with
+            own_area = math.nan if self.mute else result["predicted_area"]
+            result["negatives"] = {name: self._negative(name, own_area, advance) for name in self.settings.negatives}
+            if "swap" in result["negatives"]:
+                result["negatives"]["swap"]["clips_without_fitting_partner"] = self._swaps[1]
         result["time"] = {
             "model_s": round(tally.model_s, 2),
             "metrics_s": round(tally.metrics_s, 2),
@@ -172,6 +183,25 @@ class Evaluation:
         }
         result["per_clip"] = [vars(clip) for clip in tally.clips]
         return result
+
+    def _sources(self, name: str) -> int:
+        return self.listing[name].sources if name in self.listing else 0
+
+    def _frames_by_category(self, example: ClipExample) -> Iterator[tuple[str, list[int]]]:
+        """Each category of a clip, and which of its scored frames count for it.
+
+        All do for the one category that S4's table has; by the listing, a frame counts for each class that its truth
+        shows, and one without truth for none.
+        """
+        seconds = torch.nonzero(example.annotated & example.real).flatten().tolist()
+        if example.category or not self.listing:
+            yield example.category, list(range(len(seconds)))
+            return
+        listed = self.listing.get(example.name)
+        truth = dict(enumerate(listed.truth if listed else ()))
+        shown = [truth.get(t, frozenset()) for t in seconds]
+        for category in sorted(frozenset().union(*shown)):
+            yield category, [k for k, classes in enumerate(shown) if category in classes]
 
     def _clip_result(self, index: int, example: ClipExample, scores: FrameScores) -> ClipResult:
         sounding = scores.truth > 0
@@ -181,7 +211,7 @@ class Evaluation:
             index,
             example.name,
             example.category,
-            self.sources.get(example.name, 0),
+            self._sources(example.name),
             float(iou.mean()) if len(iou) else math.nan,
             float(silent.mean()) if len(silent) else math.nan,
         )
@@ -207,13 +237,33 @@ class Evaluation:
             raise UsageError("--negative works on the object subsets, s4 and ms3")
         metrics = SemanticMetrics(self.clips.num_classes)
         tally = _Tally()
+        silent: list[float] = []
         for _, example, logits in self._logits(None, tally, advance):
             # the official evaluation scores padded frames too
             scored = torch.ones_like(example.real) if self.settings.protocol == "avsbench" else example.real
             scored = scored & (example.annotated | ~example.real)
-            sized = F.interpolate(logits, size=example.masks.shape[-2:], mode="bilinear", align_corners=False)
-            metrics.update(sized[scored].argmax(1), example.masks[scored].long())
-        return dict(metrics.result())
+            # frame by frame: at native size, ten frames of 71 classes take gigabytes
+            for t in torch.nonzero(scored).flatten().tolist():
+                truth = example.masks[t : t + 1].long()
+                sized = F.interpolate(logits[t : t + 1], size=truth.shape[-2:], mode="bilinear", align_corners=False)
+                predicted = sized.argmax(1)
+                metrics.update(predicted, truth)
+                if example.real[t] and not truth.any():
+                    silent.append(float((predicted > 0).float().mean()))
+        scores = metrics.result()
+        columns = (scores["iou_per_class"], scores["f_per_class"], scores["dataset_iou_per_class"])
+        rows = zip(CLASS_NAMES, *columns, scores["frames_per_class"], strict=True)
+        return {
+            **scores,
+            "per_class": {
+                name: {"M_J": iou, "M_F": f, "dataset_iou": dataset_iou, "frames": frames}
+                for name, iou, f, dataset_iou, frames in rows
+            },
+            "silent_frames": {
+                "frames": len(silent),
+                "false_positive_area": sum(silent) / len(silent) if silent else math.nan,
+            },
+        }
 
     def _predictions(
         self, negative: str | None, tally: _Tally, advance: Callable[[], None] | None
@@ -242,7 +292,7 @@ class Evaluation:
             if isinstance(example, AvssegError):
                 raise example
             tally.wait_s += began - asked
-            log_mel = example.log_mel if negative is None else self._replaced(negative, index, example)
+            log_mel = self.played(example) if negative is None else self._replaced(negative, index, example)
             with torch.inference_mode():
                 logits = model(normalise(example.frames)[None].to(device), log_mel[None].to(device))[0].float().cpu()
             tally.model_s += time.monotonic() - began
@@ -260,13 +310,22 @@ class Evaluation:
         elif negative == "noise":
             other = noise(waveform, rng)
         elif negative == "swap":
-            files = self.clips.clips
-            partner = swap_partner(index, [clip.category for clip in files], [clip.name for clip in files])
-            other = self.clips[partner].waveform.numpy()
+            other = self.clips[self._swaps[0][index]].waveform.numpy()
         else:
             entry = self.listing.get(example.name)
             other = off_screen(len(waveform), rng, rendered_families(entry) if entry else ())
         return log_mel_examples(torch.from_numpy(other), [float(t) for t in range(len(example.frames))])
+
+    @functools.cached_property
+    def _swaps(self) -> tuple[list[int], int]:
+        """Whose sound each clip gets, and for how many clips none was sure to be of no class in their pictures."""
+        names = [clip.name for clip in self.clips.clips]
+        listed = [self.listing.get(name) for name in names]
+        known = [frozenset({clip.category} - {""}) for clip in self.clips.clips]
+        visible = [clip.visible if clip else own for clip, own in zip(listed, known, strict=True)]
+        heard = [clip.heard if clip else own for clip, own in zip(listed, known, strict=True)]
+        partners = [swap_partner(index, visible, heard, names) for index in range(len(names))]
+        return partners, sum(not fits_swap(seen, heard[k]) for seen, k in zip(visible, partners, strict=True))
 
 
 class _OrError(torch.utils.data.Dataset[Any]):
@@ -302,32 +361,16 @@ def _joined(scores: Sequence[FrameScores]) -> FrameScores:
     return FrameScores(**{n: torch.cat(v) if isinstance(v[0], Tensor) else v[0] for n, v in joined.items()})
 
 
+def _some(scores: FrameScores, frames: Sequence[int]) -> FrameScores:
+    return FrameScores(**{name: getattr(scores, name)[list(frames)] for name in FrameScores.__dataclass_fields__})
+
+
 def _brief(metrics: StrictObjectMetrics) -> dict[str, float]:
     result = metrics.result()
     return {name: result[name] for name in ("M_J", "M_F", "frames")}
 
 
-def read_listing(clips: AvsBenchClips) -> dict[str, dict[str, Any]]:
-    """What `clips.json` says of each clip, by name, where the dataset has one: what is visible and what sounds.
-
-    Raises DataError for a listing that cannot be read.
-    """
-    table = subset_folder(clips.root, clips.subset) / LISTING_NAME
-    if not table.is_file():
-        return {}
-    try:
-        entries = json.loads(table.read_text(encoding="utf-8"))["clips"]
-        return {entry["name"]: {key: entry[key] for key in ("visible", "sounding")} for entry in entries}
-    except (ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{printable(table)}: not a listing of clips ({error!r}). Write the dataset anew") from error
-
-
-def most_sources(entry: dict[str, Any]) -> int:
-    """How many visible things sound at once at most."""
-    return max(len(set(seen) & set(heard)) for seen, heard in zip(entry["visible"], entry["sounding"], strict=True))
-
-
-def rendered_families(entry: dict[str, Any]) -> set[int]:
-    """The rendered timbre families that belong to something visible: no off-screen sound may be of them."""
-    visible = {name.split()[0] for seen in entry["visible"] for name in seen}
-    return {index for index, family in enumerate(RENDERED) if family.name in visible}
+def trained_mute(loaded: LoadedModel) -> bool:
+    """Whether the run that made a checkpoint says that it replaced all sound by silence."""
+    settings = loaded.training.get("settings")
+    return isinstance(settings, dict) and settings.get("mute") is True

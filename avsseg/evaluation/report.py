@@ -80,22 +80,27 @@ def write_report(folder: Path, evaluation: Evaluation, result: Mapping[str, Any]
 def _summary(result: Mapping[str, Any]) -> str:
     size = f"{result['truth_size']} px" if result["truth_size"] != "native" else "its own size"
     batch = f", {result['batch']} clip(s) a batch" if result["batch"] else ""
+    weights = html.escape(result["sha256"][:12] or "none")
+    sound = "; silence played instead of every sound" if result["mute"] else ""
     return (
         f"<p>{result['clips']} clips, protocol <code>{html.escape(result['protocol'])}</code>{batch}; input "
-        f"{result['input_size']} px, truth at {size}; weights <code>{html.escape(result['sha256'][:12] or 'none')}"
-        f"</code>, avsseg {html.escape(result['avsseg'])}.</p>"
+        f"{result['input_size']} px, truth at {size}{sound}; weights <code>{weights}</code>, "
+        f"avsseg {html.escape(result['avsseg'])}.</p>"
     )
 
 
 def _tables(result: Mapping[str, Any]) -> str:
-    top = [(name, result[name]) for name in ("M_J", "M_F", "dataset_iou", "frames", "empty_frames") if name in result]
+    without = ("M_J_without_background", "M_F_without_background")
+    names = ("M_J", "M_F", *without, "dataset_iou", "frames", "empty_frames")
+    top = [(name, result[name]) for name in names if name in result]
     silent = result.get("silent_frames")
     if silent:
-        top.append(("area marked on silent frames", silent["false_positive_area"]))
+        top.append((f"area marked on {silent['frames']} silent frames", silent["false_positive_area"]))
     tables = [_table(("", ""), top)]
-    for key, title in (("per_category", "By category"), ("per_sources", "By number of sources")):
+    breakdowns = (("per_category", "By category"), ("per_class", "By class"), ("per_sources", "By number of sources"))
+    for key, title in breakdowns:
         if key in result:
-            rows = [(name, v["M_J"], v["M_F"], v["frames"]) for name, v in result[key].items()]
+            rows = [(name, v["M_J"], v["M_F"], v["frames"]) for name, v in result[key].items() if v["frames"]]
             tables.append(f"<h2>{title}</h2>" + _table(("", "M_J", "M_F", "frames"), rows))
     if "negatives" in result:
         rows = [
@@ -135,7 +140,8 @@ def draw_strip(evaluation: Evaluation, example: ClipExample) -> Image.Image:
     model = evaluation.loaded.model
     device = next(model.parameters()).device
     with torch.inference_mode():
-        logits = model(normalise(example.frames)[None].to(device), example.log_mel[None].to(device))[0].float().cpu()
+        log_mel = evaluation.played(example)
+        logits = model(normalise(example.frames)[None].to(device), log_mel[None].to(device))[0].float().cpu()
     probability = F.interpolate(logits, size=(TILE, TILE), mode="bilinear", align_corners=False).squeeze(1).sigmoid()
     seconds = len(example.frames)
     strip = Image.new("RGB", (seconds * TILE, 3 * TILE + WAVE_HEIGHT), "white")

@@ -35,18 +35,25 @@ def noise(waveform: Wave, rng: np.random.Generator) -> Wave:
     return _at_rms(rng.uniform(-1, 1, len(waveform)), level if level >= SILENT_RMS else NOISE_RMS)
 
 
-def swap_partner(index: int, categories: Sequence[str], names: Sequence[str]) -> int:
-    """The index of the clip whose sound clip `index` gets: of another category if there is one, else any other clip.
+def swap_partner(
+    index: int, visible: Sequence[Collection[str]], heard: Sequence[Collection[str]], names: Sequence[str]
+) -> int:
+    """The index of the clip whose sound clip `index` gets: one that `fits_swap` if there is one, else any other clip.
 
-    categories and names have one entry a clip; "" is an unknown category. The choice depends on the names alone, not
-    on the order of the clips, and a clip added or removed changes few of the other choices.
+    All have one entry a clip: the classes in its picture, the classes that sound (none: silent, or not known), its
+    name. The choice depends on the names alone, not on the order of the clips, and a clip added or removed changes few
+    of the other choices.
     """
     if len(names) < 2:
         raise UsageError("a swap of sounds needs at least two clips, and there is only one")
     others = [k for k in range(len(names)) if k != index]
-    if categories[index]:
-        others = [k for k in others if categories[k] not in ("", categories[index])] or others
-    return min(others, key=lambda k: (zlib.crc32(f"{names[index]}\n{names[k]}".encode()), k))
+    fitting = [k for k in others if fits_swap(visible[index], heard[k])]
+    return min(fitting or others, key=lambda k: (zlib.crc32(f"{names[index]}\n{names[k]}".encode()), k))
+
+
+def fits_swap(visible: Collection[str], heard: Collection[str]) -> bool:
+    """Whether a sound of the classes `heard` is one, and none of a class in the picture, where it would be right."""
+    return bool(heard) and not set(heard) & set(visible)
 
 
 def off_screen(n_samples: int, rng: np.random.Generator, present: Collection[int] = ()) -> Wave:

@@ -45,6 +45,8 @@ class LoadedModel:
     sha256: str
     categories: tuple[str, ...]
     trained: bool
+    # the provenance that `save_model` was given
+    training: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
     # threads take turns: two passes at once would share the cores and hold twice the memory
     turn: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
 
@@ -156,6 +158,7 @@ def _read(path: Path, name: str, expected: str | None, allowed: bool, device: st
         description = json.loads(metadata[METADATA_KEY])
         config = AvsMambaConfig.from_dict(description["config"])
         categories, trained = tuple(description["categories"]), bool(description["trained"])
+        training = description.get("training")
         model = AvsMamba(config)
         model.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in tensors.items()})
     except (ValueError, KeyError, TypeError, RuntimeError, AvssegError) as error:
@@ -163,4 +166,5 @@ def _read(path: Path, name: str, expected: str | None, allowed: bool, device: st
         raise WeightsError(f"{path}: its model description does not fit its weights ({reason})") from error
     if not trained and not allowed:
         raise WeightsError(f"{path}: holds an untrained model. Give trained weights, or --allow-untrained to see noise")
-    return LoadedModel(model.to(device).eval(), name, digest, categories, trained)
+    provenance = training if isinstance(training, dict) else {}
+    return LoadedModel(model.to(device).eval(), name, digest, categories, trained, provenance)

@@ -110,6 +110,21 @@ def test_splits_without_clips_may_be_empty(avsseg_main: Main, folders: dict[str,
     assert "avsseg: warning: test: no class has both" in outcome.stderr
 
 
+def test_numbered_names_that_leave_val_empty_are_explained(
+    avsseg_main: Main, folders: dict[str, Path], tmp_path: Path
+) -> None:
+    for path in (*folders["images"].glob("dog/*"), *folders["masks"].glob("dog/*")):
+        path.rename(path.with_stem(f"dog_{int(path.stem):03}"))
+    outcome = avsseg_main(*arguments(folders, tmp_path / "out", *FEW))
+    assert outcome.returncode == 2
+    message = outcome.stderr.splitlines()[-1]
+    assert message.startswith("avsseg: error: no class of the val split")
+    assert "differ in a number at their end only (dog_001, dog_002) count as one recording" in message
+    assert "rename files" in message
+    outcome = avsseg_main(*arguments(folders, tmp_path / "out", *FEW[:2], "--val-clips", 0, "--test-clips", 0))
+    assert outcome.returncode == 0, outcome.stderr
+
+
 def test_a_file_in_two_splits_is_an_error(avsseg_main: Main, folders: dict[str, Path], tmp_path: Path) -> None:
     names = [f"{label}/{i}" for label, count in (("dog", 4), ("cat", 3)) for i in range(count)]
     copied = folders["images"] / "dog/3.png"

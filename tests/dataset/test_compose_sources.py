@@ -6,11 +6,13 @@ import shutil
 import subprocess
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image
 
 from avsseg.data.compose_sources import Sources, check_splits, decode_sound, names_in_two_splits, read_sources
 from avsseg.data.compose_splits import draw_splits
@@ -72,6 +74,73 @@ def test_masks_may_have_a_palette_a_bit_or_equal_channels(small: Path) -> None:
     for image in (palette, Image.fromarray(values > 0), Image.fromarray(values).convert("RGB")):
         image.save(mask)
         assert read(small).pictures == expected
+
+
+def _as_stored(shown: Image.Image, orientation: int) -> Image.Image:
+    """What a camera stores that notes the orientation: undoes how viewers turn it."""
+    turned: Image.Image = shown
+    for method in {
+        2: (Image.Transpose.FLIP_LEFT_RIGHT,), 3: (Image.Transpose.ROTATE_180,), 4: (Image.Transpose.FLIP_TOP_BOTTOM,),
+        5: (Image.Transpose.TRANSPOSE,), 6: (Image.Transpose.ROTATE_90,), 7: (Image.Transpose.TRANSVERSE,),
+        8: (Image.Transpose.ROTATE_270,),
+    }[orientation]:  # fmt: skip
+        turned = turned.transpose(method)
+    return turned
+
+
+@pytest.mark.parametrize("orientation", range(2, 9))
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".webp"])
+def test_pictures_are_turned_as_viewers_turn_them(small: Path, orientation: int, suffix: str) -> None:
+    path = small / "images/dog_0x.png"
+    shown = Image.open(path).convert("RGB")
+    path.unlink()
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    options: dict[str, Any] = {".jpg": {"quality": 95, "subsampling": 0}, ".webp": {"lossless": True}}.get(suffix, {})
+    stored = _as_stored(shown, orientation)
+    stored.save(path.with_suffix(suffix), exif=exif, **options)
+    picture = next(p for p in read(small).pictures if p.name == "dog_0x")
+    image, classes = picture.read()
+    red = np.asarray(image).astype(int)
+    coloured = (red[..., 0] - red[..., 1]) > 128
+    assert image.size == classes.size == shown.size
+    assert np.mean(coloured == (np.asarray(classes) == 1)) > 0.98
+    backdrop, _ = replace(picture, kind="backdrop").read()
+    assert np.array_equal(np.asarray(backdrop), np.asarray(image))
+
+
+def test_a_mask_of_the_stored_size_keeps_the_picture_as_stored(small: Path) -> None:
+    path = small / "images/dog_0x.png"
+    expected = Image.open(path).convert("RGB")
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    expected.save(path, exif=exif)
+    image, classes = next(p for p in read(small).pictures if p.name == "dog_0x").read()
+    assert image.size == classes.size == (80, 60)
+    assert np.array_equal(np.asarray(image), np.asarray(expected))
+    Image.new("L", (70, 60)).save(small / "masks/dog_0x.png")
+    with pytest.raises(DataError, match=r"masks/dog_0x\.png: is 70x60, its picture 60x80"):
+        read(small)
+
+
+@pytest.mark.parametrize("value", [None, 1, 0, 9])
+def test_pictures_without_a_known_orientation_are_as_stored(small: Path, value: int | None) -> None:
+    path = small / "images/dog_0x.png"
+    expected = Image.open(path).convert("RGB")
+    exif = Image.Exif()
+    if value is not None:
+        exif[ExifTags.Base.Orientation] = value
+    expected.save(path, exif=exif)
+    image, _ = next(p for p in read(small).pictures if p.name == "dog_0x").read()
+    assert image.tobytes() == expected.tobytes()
+
+
+def test_damaged_exif_keeps_no_picture_out(small: Path) -> None:
+    path = small / "images/dog_0x.png"
+    expected = Image.open(path).convert("RGB")
+    expected.save(path, exif=b"Exif\x00\x00no header of any kind")
+    image, _ = next(p for p in read(small).pictures if p.name == "dog_0x").read()
+    assert image.tobytes() == expected.tobytes()
 
 
 def test_a_table_names_splits_kinds_and_weights(small: Path) -> None:

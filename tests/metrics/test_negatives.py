@@ -7,7 +7,7 @@ import pytest
 
 from avsseg.data.synthetic_sound import FAMILIES
 from avsseg.errors import UsageError
-from avsseg.metrics.negatives import NEGATIVES, Wave, noise, off_screen, silence, swap_partner
+from avsseg.metrics.negatives import NEGATIVES, Wave, fits_swap, noise, off_screen, silence, swap_partner
 
 
 def rng(seed: int = 0) -> np.random.Generator:
@@ -59,40 +59,47 @@ def test_noise_follows_its_generator() -> None:
     assert not np.array_equal(noise(tone(0.1), rng(1)), noise(tone(0.1), rng(2)))
 
 
-def test_a_swap_takes_another_category() -> None:
-    categories = ["dog", "dog", "cat", "dog", "cat", "dog", "bus", ""]
+def test_a_swap_takes_a_sound_of_no_class_in_the_picture() -> None:
+    visible = [{"dog", "cat"}, {"dog"}, {"cat"}, {"dog", "bus"}, {"cat"}, {"dog"}, {"bus"}, set[str]()]
+    heard = [{"dog"}, {"dog"}, {"cat", "siren"}, {"bus", "dog"}, {"cat"}, {"dog"}, {"bus"}, set[str]()]
     names = [f"clip{k}" for k in range(8)]
-    for index, category in enumerate(categories[:7]):
-        assert categories[swap_partner(index, categories, names)] not in ("", category)
-    assert swap_partner(7, categories, names) != 7
+    for index in range(8):
+        partner = swap_partner(index, visible, heard, names)
+        assert partner not in (index, 7)
+        assert not heard[partner] & visible[index]
+    assert fits_swap({"dog"}, {"cat"})
+    assert not fits_swap({"dog"}, {"cat", "dog"})
+    assert not fits_swap({"dog"}, ())
 
 
-@pytest.mark.parametrize("category", ["", "dog"], ids=["unknown", "all the same"])
-def test_a_swap_without_other_categories_takes_another_clip(category: str) -> None:
+@pytest.mark.parametrize("classes", [set[str](), {"dog"}], ids=["unknown", "all the same"])
+def test_a_swap_without_other_classes_takes_another_clip(classes: set[str]) -> None:
     names = [f"clip{k}" for k in range(9)]
-    partners = [swap_partner(k, [category] * 9, names) for k in range(9)]
+    partners = [swap_partner(k, [classes] * 9, [classes] * 9, names) for k in range(9)]
     assert all(partner != k for k, partner in enumerate(partners))
 
 
 def test_a_swap_depends_on_names_and_not_on_their_order() -> None:
     names = [f"clip{k}" for k in range(40)]
-    categories = [f"class{k % 4}" for k in range(40)]
-    partner = {name: names[swap_partner(k, categories, names)] for k, name in enumerate(names)}
-    turned, turned_categories = names[::-1], categories[::-1]
-    assert partner == {name: turned[swap_partner(k, turned_categories, turned)] for k, name in enumerate(turned)}
+    classes = [{f"class{k % 4}"} for k in range(40)]
+    partner = {name: names[swap_partner(k, classes, classes, names)] for k, name in enumerate(names)}
+    turned, turned_classes = names[::-1], classes[::-1]
+    assert partner == {
+        name: turned[swap_partner(k, turned_classes, turned_classes, turned)] for k, name in enumerate(turned)
+    }
     assert len(set(partner.values())) > 15
     kept = names[:39]
-    changed = [name for k, name in enumerate(kept) if kept[swap_partner(k, categories, kept)] != partner[name]]
+    changed = [name for k, name in enumerate(kept) if kept[swap_partner(k, classes, classes, kept)] != partner[name]]
     assert changed == [name for name in kept if partner[name] == names[39]]
 
 
 def test_a_swap_of_clips_of_one_name_is_still_a_swap() -> None:
-    assert [swap_partner(k, ["", ""], ["same", "same"]) for k in range(2)] == [1, 0]
+    assert [swap_partner(k, [(), ()], [(), ()], ["same", "same"]) for k in range(2)] == [1, 0]
 
 
 def test_a_swap_of_one_clip_is_refused() -> None:
     with pytest.raises(UsageError, match="at least two clips"):
-        swap_partner(0, ["dog"], ["clip"])
+        swap_partner(0, [{"dog"}], [{"dog"}], ["clip"])
 
 
 def test_off_screen_is_a_voice_at_a_fixed_level() -> None:

@@ -1,0 +1,68 @@
+"""What `clips.json` says of the clips of a dataset that avsseg wrote: what is visible and what sounds, by second."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Any
+
+from avsseg.data.avsbench import AvsBenchClips
+from avsseg.data.avsbench_layout import subset_folder
+from avsseg.data.layout_writer import LISTING_NAME
+from avsseg.data.synthetic_shapes import CLASSES as RENDERED
+from avsseg.errors import DataError, printable
+
+
+@dataclass(frozen=True)
+class ListedClip:
+    """One clip's entry.
+
+    Attributes:
+        sources: how many visible things sound at once at most; two things may be of one class.
+        truth: for each second the classes that are visible and sound, which its mask shows.
+        visible, heard: all classes in the picture at some time, and all that sound, off-screen ones as far as listed.
+    """
+
+    sources: int
+    truth: tuple[frozenset[str], ...]
+    visible: frozenset[str]
+    heard: frozenset[str]
+
+
+def read_listing(clips: AvsBenchClips) -> dict[str, ListedClip]:
+    """The entries of `clips.json` by clip name, none where the dataset has no such file.
+
+    Raises DataError for a listing that cannot be read.
+    """
+    table = subset_folder(clips.root, clips.subset) / LISTING_NAME
+    if not table.is_file():
+        return {}
+    try:
+        document = json.loads(table.read_text(encoding="utf-8"))
+        classes = frozenset(document.get("classes", ()))
+        return {entry["name"]: _listed(entry, classes) for entry in document["clips"]}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(f"{printable(table)}: not a listing of clips ({error!r}). Write the dataset anew") from error
+
+
+def _listed(entry: dict[str, Any], classes: Collection[str]) -> ListedClip:
+    seconds = list(zip(entry["visible"], entry["sounding"], strict=True))
+    both = [set(seen) & set(heard) for seen, heard in seconds]
+    return ListedClip(
+        max(map(len, both), default=0),
+        tuple(_classes(things, classes) for things in both),
+        _classes([thing for seen, _ in seconds for thing in seen], classes),
+        _classes([thing for _, heard in seconds for thing in heard], classes),
+    )
+
+
+def _classes(things: Collection[str], classes: Collection[str]) -> frozenset[str]:
+    # rendered scenes number the things of a class: "star 0" and "star 1"
+    return frozenset(thing if thing in classes else re.sub(r" \d+$", "", thing) for thing in things)
+
+
+def rendered_families(clip: ListedClip) -> set[int]:
+    """The rendered timbre families that belong to something visible: no off-screen sound may be of them."""
+    return {index for index, family in enumerate(RENDERED) if family.name in clip.visible}
