@@ -20,7 +20,8 @@ from avsseg.benchmark.options import BenchOptions, model_config
 from avsseg.benchmark.timing import Listener, ignore, synchronise, time_in_turn
 from avsseg.model.avs_mamba import AvsMamba
 from avsseg.pipeline.options import Precision
-from avsseg.pipeline.segment import AUTOCAST_DTYPES, is_out_of_memory, resolve_device, resolve_precision
+from avsseg.pipeline.scoring import AUTOCAST_DTYPES, is_out_of_memory
+from avsseg.pipeline.segment import resolve_device, resolve_precision
 
 SEED = 0
 OUT_OF_MEMORY = "out of memory"

@@ -180,7 +180,7 @@ def run_job(position: int, job: Job, setup: Setup) -> InputResult:
         raise MediaError(job.input, "this folder cannot be read", "Check its permissions.")
     info = probe(job.input)
     loaded = setup.slot.load()
-    from avsseg.pipeline.segment import is_out_of_memory
+    from avsseg.pipeline.scoring import is_out_of_memory
 
     options = setup.segment
     finished: list[Path] = []

@@ -11,24 +11,20 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from avsseg.errors import EnvironmentFault, UsageError
 from avsseg.media.probe import VideoInfo, probe
 from avsseg.media.windows import clip_windows
-from avsseg.model.avs_mamba import normalise
 from avsseg.ops import cpu
 from avsseg.ops.selective_scan import set_default_backend
 from avsseg.pipeline.options import ModelOptions, Precision, SegmentOptions
+from avsseg.pipeline.scoring import WindowScorer
 from avsseg.weights import load_model
 from avsseg.weights.registry import DEFAULT_MODEL
 
 if TYPE_CHECKING:
     from avsseg.media.windows import ClipWindow
     from avsseg.weights import LoadedModel
-
-AUTOCAST_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
-_MEMORY_WORDS = ("out of memory", "allocate memory", "not enough memory", "bad_alloc")
 
 
 @dataclass(frozen=True)
@@ -99,12 +95,8 @@ class MaskTrack(Iterator[Mask]):
         self._windows.close()
 
     def _segment(self, loaded: LoadedModel, device: torch.device) -> Generator[Mask, None, None]:
-        yield from blend_windows((window, self._score(window, loaded, device)) for window in self._windows)
+        yield from blend_windows(WindowScorer(loaded, device, self.precision).score(self._windows))
         self.damage = self._windows.warnings
-
-    def _score(self, window: ClipWindow, loaded: LoadedModel, device: torch.device) -> NDArray[np.float32]:
-        with loaded.turn:
-            return class_probabilities(loaded.model, window, device, self.precision)
 
 
 def segment(
@@ -206,34 +198,6 @@ def resolve_precision(precision: Precision, device: torch.device) -> Precision:
     # NVIDIA's older GPUs only emulate it, which is_bf16_supported counts too
     native = torch.cuda.is_bf16_supported() if torch.version.hip else torch.cuda.get_device_capability(device) >= (8, 0)
     return "bf16" if native else "fp16"
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory ran out; frees what PyTorch holds in reserve on a GPU then."""
-    # on a CPU, PyTorch raises a plain RuntimeError for it
-    if not isinstance(error, (MemoryError, torch.OutOfMemoryError)) and not (
-        isinstance(error, RuntimeError) and any(words in str(error) for words in _MEMORY_WORDS)
-    ):
-        return False
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-    return True
-
-
-@torch.inference_mode()
-def class_probabilities(
-    model: torch.nn.Module, window: ClipWindow, device: torch.device, precision: Precision
-) -> NDArray[np.float32]:
-    """Probabilities (T, N_class, H, W) of one window: sigmoid of a single class, softmax over several."""
-    frames = normalise(torch.from_numpy(window.frames).to(device))[None]  # (1, T, 3, H, W)
-    log_mel = window.log_mel.to(device)[None]  # (1, T, 1, 96, 64)
-    dtype = AUTOCAST_DTYPES.get(precision)
-    with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
-        logits: Tensor = model(frames, log_mel)[0]
-    logits = logits.float()
-    probability = logits.sigmoid() if logits.shape[1] == 1 else logits.softmax(dim=1)
-    result: NDArray[np.float32] = probability.cpu().numpy()
-    return result
 
 
 def blend_windows(scored: Iterable[tuple[ClipWindow, NDArray[np.float32]]]) -> Iterator[Mask]:

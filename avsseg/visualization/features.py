@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from avsseg.media.probe import VideoInfo
 from avsseg.media.windows import ClipWindow, clip_windows
 from avsseg.pipeline.options import SegmentOptions
-from avsseg.pipeline.segment import class_probabilities, resolve_precision
+from avsseg.pipeline.scoring import class_probabilities
+from avsseg.pipeline.segment import resolve_precision
 from avsseg.weights import LoadedModel
 
 STRIDE = 4  # of the finest scale, which both features have
@@ -93,7 +94,7 @@ class FeatureTrack(Iterator[FrameFeatures]):
         with self._loaded.turn:
             hook = self._loaded.model.pyramid.register_forward_hook(keep)
             try:
-                class_probabilities(self._loaded.model, window, self._device, self._precision)
+                class_probabilities(self._loaded.model, [window], self._device, self._precision)
             finally:
                 hook.remove()
         side = -(-self._size // STRIDE)  # what is beyond is padding to a multiple of the coarsest stride

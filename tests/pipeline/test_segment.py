@@ -13,9 +13,9 @@ from avsseg.errors import EnvironmentFault, MediaError, UsageError, WeightsError
 from avsseg.media.probe import probe
 from avsseg.media.windows import ClipWindow, clip_windows
 from avsseg.pipeline.options import ModelOptions, SegmentOptions
+from avsseg.pipeline.scoring import class_probabilities
 from avsseg.pipeline.segment import (
     blend_windows,
-    class_probabilities,
     load_for,
     resolve_device,
     resolve_precision,
@@ -42,7 +42,7 @@ def test_the_masks_are_those_of_the_model_on_the_window(clip: Path, untrained: L
     masks = list(segment(clip, model=untrained, options=options))
     with clip_windows(probe(clip), size=64, window=3) as windows:
         (window,) = windows
-    expected = class_probabilities(untrained.model, window, CPU, "fp32")
+    expected = class_probabilities(untrained.model, [window], CPU, "fp32")[0].numpy()
     assert np.array_equal(np.stack([mask.probability for mask in masks]), expected)
 
 
@@ -143,23 +143,24 @@ def test_only_masks_that_may_change_are_held() -> None:
     assert produced == [0, 1]
 
 
-def test_several_classes_sum_to_one(clip: Path) -> None:
-    class ThreeClasses(torch.nn.Module):
-        def forward(self, frames: torch.Tensor, log_mel: torch.Tensor) -> torch.Tensor:
-            return frames * 3
-
-    with clip_windows(probe(clip), size=64, window=3) as windows:
-        (window,) = windows
-    probability = class_probabilities(ThreeClasses(), window, CPU, "fp32")
-    assert probability.shape == (3, 3, 64, 64)
-    assert probability.sum(axis=1) == pytest.approx(np.ones((3, 64, 64)), abs=1e-5)
-
-
 def test_bf16_is_close_to_fp32(clip: Path, untrained: LoadedModel) -> None:
     fast = list(segment(clip, model=untrained, options=SegmentOptions(size=64, precision="bf16")))
     exact = list(segment(clip, model=untrained, options=SegmentOptions(size=64, precision="fp32")))
     difference = np.abs(fast[1].probability - exact[1].probability)
     assert 0 < difference.max() < 0.05
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize(("precision", "least_iou"), [("fp32", 0.999), ("bf16", 0.995)])
+def test_the_default_weights_mark_on_a_gpu_what_they_mark_on_a_processor(precision: str, least_iou: float) -> None:
+    example = Path(__file__).parents[2] / "examples" / "two-sources.mp4"
+    marked = [
+        np.stack([mask.probability > 0.5 for mask in segment(example, device=device, options=options)])
+        for device, options in (("cpu", SegmentOptions()), ("cuda", SegmentOptions(precision=precision)))
+    ]
+    assert marked[0].any()
+    assert (marked[0] & marked[1]).sum() / (marked[0] | marked[1]).sum() > least_iou
 
 
 def test_devices_that_are_not_there_are_named() -> None:

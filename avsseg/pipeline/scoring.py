@@ -1,0 +1,151 @@
+"""Windows through the model: one after the other on a CPU, several together on a GPU, which never waits for results."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from avsseg.model.avs_mamba import normalise
+from avsseg.pipeline.options import Precision
+
+if TYPE_CHECKING:
+    from avsseg.media.windows import ClipWindow
+    from avsseg.weights import LoadedModel
+
+logger = logging.getLogger(__name__)
+
+# A window is too little work for a GPU; on a CPU several at once only take more memory.
+WINDOWS_AT_ONCE = {"cuda": 8}
+AUTOCAST_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+# the last two are cuBLAS's and cuDNN's
+_MEMORY_WORDS = ("out of memory", "allocate memory", "not enough memory", "bad_alloc", "ALLOC_FAILED")
+
+
+@dataclass(frozen=True)
+class _Scored:
+    """Windows on their way: `probability` (n, T, N_class, H, W) is complete once `arrived` has happened."""
+
+    windows: tuple[ClipWindow, ...]
+    probability: Tensor
+    arrived: torch.cuda.Event | None
+
+    def results(self) -> Iterator[tuple[ClipWindow, NDArray[np.float32]]]:
+        if self.arrived is not None:
+            self.arrived.synchronize()
+        yield from zip(self.windows, self.probability.numpy(), strict=True)
+
+
+class WindowScorer:
+    """Gives windows their probabilities, in order.
+
+    `at_once` windows of one length go through the model together; the first goes alone, so that the first mask is not
+    kept waiting. When a GPU's memory runs out, half as many do from then on. On a GPU a group is handed out after the
+    next one has been started, so that copying, blending and writing happen while it works.
+    """
+
+    def __init__(
+        self, loaded: LoadedModel, device: torch.device, precision: Precision, *, at_once: int | None = None
+    ) -> None:
+        self.loaded = loaded
+        self.device = device
+        self.precision: Precision = precision
+        self.at_once = at_once or WINDOWS_AT_ONCE.get(device.type, 1)
+
+    def score(self, windows: Iterable[ClipWindow]) -> Iterator[tuple[ClipWindow, NDArray[np.float32]]]:
+        """Each window with its probabilities (T, N_class, H, W).
+
+        Raises:
+            torch.OutOfMemoryError, RuntimeError: a single window takes more memory than there is.
+        """
+        under_way: _Scored | None = None
+        for group in self._groups(windows):
+            for scored in self._start(group):
+                if under_way is not None:
+                    yield from under_way.results()
+                under_way = scored
+                if scored.arrived is None:
+                    yield from scored.results()
+                    under_way = None
+        if under_way is not None:
+            yield from under_way.results()
+
+    def _groups(self, windows: Iterable[ClipWindow]) -> Iterator[list[ClipWindow]]:
+        group: list[ClipWindow] = []
+        limit = 1
+        for window in windows:
+            if group and len(window.frames) != len(group[0].frames):
+                yield group
+                group = []
+            group.append(window)
+            if len(group) >= limit:
+                yield group
+                group, limit = [], self.at_once
+        if group:
+            yield group
+
+    def _start(self, group: Sequence[ClipWindow]) -> Iterator[_Scored]:
+        """The group in as many parts as memory asks for."""
+        position = 0
+        while position < len(group):
+            part = group[position : position + self.at_once]
+            try:
+                scored = self._enqueue(part)
+            except (MemoryError, RuntimeError) as error:
+                if len(part) == 1 or not is_out_of_memory(error):
+                    raise
+                self.at_once = len(part) // 2
+                logger.debug("out of memory with %d windows at once, going on with %d", len(part), self.at_once)
+                continue
+            position += len(part)
+            yield scored
+
+    def _enqueue(self, part: Sequence[ClipWindow]) -> _Scored:
+        with self.loaded.turn:
+            probability = class_probabilities(self.loaded.model, part, self.device, self.precision)
+            if self.device.type != "cuda":
+                return _Scored(tuple(part), probability.cpu(), None)
+            # pinned, so that the copy happens behind the computation instead of after a wait for it
+            host = torch.empty(probability.shape, dtype=probability.dtype, pin_memory=True)
+            host.copy_(probability, non_blocking=True)
+            arrived = torch.cuda.Event()
+            arrived.record(torch.cuda.current_stream(self.device))
+            return _Scored(tuple(part), host, arrived)
+
+
+@torch.inference_mode()
+def class_probabilities(
+    model: torch.nn.Module, windows: Sequence[ClipWindow], device: torch.device, precision: Precision
+) -> Tensor:
+    """Probabilities (n, T, N_class, H, W), float32 on the device, of n windows of T frames each.
+
+    Sigmoid of a single class, softmax over several.
+    """
+    frames = torch.from_numpy(np.stack([window.frames for window in windows]))
+    log_mel = torch.stack([window.log_mel for window in windows])
+    if device.type == "cuda":
+        frames, log_mel = frames.pin_memory(), log_mel.pin_memory()
+    pictures = normalise(frames.to(device, non_blocking=True))  # (n, T, 3, H, W)
+    dtype = AUTOCAST_DTYPES.get(precision)
+    with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
+        logits: Tensor = model(pictures, log_mel.to(device, non_blocking=True))
+    logits = logits.float()
+    return logits.sigmoid() if logits.shape[2] == 1 else logits.softmax(dim=2)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out; frees what PyTorch holds in reserve on a GPU then."""
+    # on a CPU, PyTorch raises a plain RuntimeError for it
+    if not isinstance(error, (MemoryError, torch.OutOfMemoryError)) and not (
+        isinstance(error, RuntimeError) and any(words in str(error) for words in _MEMORY_WORDS)
+    ):
+        return False
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    return True

@@ -1,0 +1,134 @@
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from avsseg.media.probe import probe
+from avsseg.media.windows import ClipWindow, clip_windows
+from avsseg.pipeline.scoring import WindowScorer, class_probabilities
+from avsseg.weights import LoadedModel
+
+CPU = torch.device("cpu")
+SIZE = 32
+
+
+class Counting(torch.nn.Module):
+    """Its logits are its frames' red; notes how many windows came together, and has memory for `most` of them."""
+
+    def __init__(self, most: int = 100) -> None:
+        super().__init__()
+        self.most = most
+        self.together: list[int] = []
+
+    def forward(self, frames: torch.Tensor, log_mel: torch.Tensor) -> torch.Tensor:
+        self.together.append(len(frames))
+        if len(frames) > self.most:
+            raise RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return frames[:, :, :1]
+
+
+def windows_of(lengths: Sequence[int]) -> Iterator[ClipWindow]:
+    rng = np.random.default_rng(0)
+    first = 0
+    for length in lengths:
+        frames = rng.integers(0, 256, (length, SIZE, SIZE, 3), np.uint8)
+        times = tuple(first + k + 0.5 for k in range(length))
+        yield ClipWindow(first, frames, torch.zeros(length, 1, 96, 64), times)
+        first += length
+
+
+def scorer(model: torch.nn.Module, at_once: int | None) -> WindowScorer:
+    return WindowScorer(LoadedModel(model, "counting", "", ("a",), True), CPU, "fp32", at_once=at_once)
+
+
+def expected(lengths: Sequence[int]) -> list[np.ndarray]:
+    return [class_probabilities(Counting(), [window], CPU, "fp32")[0].numpy() for window in windows_of(lengths)]
+
+
+@pytest.mark.parametrize("at_once", [None, 1, 3])
+def test_every_window_gets_its_own_masks_in_order(at_once: int | None) -> None:
+    lengths = [4] * 8 + [2]
+    found = list(scorer(Counting(), at_once).score(windows_of(lengths)))
+    assert [window.first_index for window, _ in found] == [0, 4, 8, 12, 16, 20, 24, 28, 32]
+    for (_, probability), wanted in zip(found, expected(lengths), strict=True):
+        np.testing.assert_array_equal(probability, wanted)
+
+
+def test_the_first_window_goes_alone_and_only_equal_lengths_go_together() -> None:
+    model = Counting()
+    list(scorer(model, 3).score(windows_of([4] * 6 + [2])))
+    assert model.together == [1, 3, 2, 1]
+
+
+def test_a_processor_takes_one_window_at_a_time_as_they_come() -> None:
+    asked: list[int] = []
+
+    def windows() -> Iterator[ClipWindow]:
+        for window in windows_of([2] * 3):
+            asked.append(window.first_index)
+            yield window
+
+    scored = scorer(Counting(), None).score(windows())
+    next(scored)
+    assert asked == [0]
+
+
+def test_less_memory_means_fewer_windows_at_once_and_the_same_masks() -> None:
+    model = Counting(most=2)
+    lengths = [3] * 10
+    found = list(scorer(model, 8).score(windows_of(lengths)))
+    for (_, probability), wanted in zip(found, expected(lengths), strict=True):
+        np.testing.assert_array_equal(probability, wanted)
+    assert model.together == [1, 8, 4, 2, 2, 2, 2, 1]
+
+
+def test_a_single_window_that_takes_too_much_memory_is_an_error() -> None:
+    with pytest.raises(RuntimeError, match="out of memory"):
+        list(scorer(Counting(most=0), 4).score(windows_of([3] * 4)))
+
+
+def test_another_error_is_not_taken_for_lack_of_memory() -> None:
+    class Broken(Counting):
+        def forward(self, frames: torch.Tensor, log_mel: torch.Tensor) -> torch.Tensor:
+            if len(frames) > 1:
+                raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+            return frames[:, :, :1]
+
+    with pytest.raises(RuntimeError, match="shapes"):
+        list(scorer(Broken(), 4).score(windows_of([3] * 4)))
+
+
+def test_windows_together_get_what_the_model_gives_them_alone(clip: Path, untrained: LoadedModel) -> None:
+    with clip_windows(probe(clip), size=64, window=1) as windows:
+        parts = list(windows)
+    together = class_probabilities(untrained.model, parts, CPU, "fp32")
+    for part, probability in zip(parts, together, strict=True):
+        alone = class_probabilities(untrained.model, [part], CPU, "fp32")[0]
+        torch.testing.assert_close(probability, alone, rtol=1e-4, atol=1e-5)
+
+
+def test_several_classes_sum_to_one(clip: Path) -> None:
+    class ThreeClasses(torch.nn.Module):
+        def forward(self, frames: torch.Tensor, log_mel: torch.Tensor) -> torch.Tensor:
+            return frames * 3
+
+    with clip_windows(probe(clip), size=64, window=3) as windows:
+        probability = class_probabilities(ThreeClasses(), list(windows), CPU, "fp32")[0].numpy()
+    assert probability.shape == (3, 3, 64, 64)
+    assert probability.sum(axis=1) == pytest.approx(np.ones((3, 64, 64)), abs=1e-5)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_a_gpu_gives_what_a_processor_gives_in_the_same_order() -> None:
+    lengths = [4] * 20 + [2]
+    model = Counting().cuda()
+    on_gpu = WindowScorer(LoadedModel(model, "counting", "", ("a",), True), torch.device("cuda"), "fp32")
+    found = list(on_gpu.score(windows_of(lengths)))
+    assert model.together == [1, 8, 8, 3, 1]
+    for (_, probability), wanted in zip(found, expected(lengths), strict=True):
+        np.testing.assert_allclose(probability, wanted, atol=1e-6)
