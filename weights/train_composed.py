@@ -47,6 +47,8 @@ BACKBONE_CHANNELS = (32, 64, 160, 320)
 FOREGROUND_WEIGHT = 2.5
 # dice finds the edge of a doubtful object, BCE keeps silent frames empty; with 3 few pixels passed a probability of 0.5
 BCE_WEIGHT = 1.5
+# of frames on which nothing is to be marked, from the middle of the joint stage on
+SILENT_WEIGHT = 3.0
 SIZE = 128
 # up to which progress, side of the pictures: small first, for more pictures in the same time
 PICTURE_PHASES = ((0.9, 96), (1.0, SIZE))
@@ -155,6 +157,7 @@ def train(stage: str, options: argparse.Namespace) -> None:
             heard=clips.classes,
             foreground_weight=FOREGROUND_WEIGHT,
             bce_weight=BCE_WEIGHT,
+            silent_weight=SILENT_WEIGHT,
             frozen_statistics=True,
         )
         # it has seen every recording often by now, and a sixth of a step would go into it

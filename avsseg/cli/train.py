@@ -56,12 +56,14 @@ def train(
         str | None, typer.Option(help="s4, ms3 or avss. Default: ms3.", show_default=False, rich_help_panel=_WHAT)
     ] = None,
     preset: Annotated[
-        str,
+        str | None,
         typer.Option(
-            help=f"{' or '.join(PRESET_NAMES)}: all settings at once. `paper` is the published recipe of the subset.",
+            help=f"{' or '.join(PRESET_NAMES)}: all settings at once. `paper` is the published recipe of the subset. "
+            "Default: tiny.",
+            show_default=False,
             rich_help_panel=_WHAT,
         ),
-    ] = "tiny",
+    ] = None,
     model: Annotated[
         str | None, typer.Option(help=f"One of {', '.join(PRESETS)}.", show_default=False, rich_help_panel=_WHAT)
     ] = None,
@@ -93,11 +95,22 @@ def train(
     ] = None,
     init_visual: Annotated[
         str | None,
-        typer.Option(metavar="FILE", help="Pretrained visual backbone.", show_default=False, rich_help_panel=_WHAT),
+        typer.Option(
+            metavar="FILE",
+            help="Pretrained visual backbone: a file, or a name of `avsseg weights list`.",
+            show_default=False,
+            rich_help_panel=_WHAT,
+        ),
     ] = None,
     init_audio: Annotated[
         str | None,
-        typer.Option(metavar="FILE", help="Pretrained VGGish.", show_default=False, rich_help_panel=_WHAT),
+        typer.Option(
+            metavar="FILE",
+            help="Pretrained VGGish: a file, or `vggish` for that of `avsseg weights list`. "
+            "Every model but avs-mamba-tiny needs it.",
+            show_default=False,
+            rich_help_panel=_WHAT,
+        ),
     ] = None,
     size: Annotated[
         int | None, typer.Option(help="Side of the square input, in pixels.", show_default=False, rich_help_panel=_WHAT)
@@ -168,10 +181,18 @@ def train(
     settings = gather(out, preset, flags, config, resume=resume)
     if not settings.data:
         raise UsageError("no data: give --data DIR, a folder in AVSBench's layout (`avsseg data synth DIR` makes one)")
+    if preset == "paper" and not settings.init_visual and not settings.start_from and _leads():
+        typer.echo(
+            "avsseg: warning: the paper's visual backbone starts from ImageNet weights, this one from random ones. "
+            "Give --init-visual (`avsseg weights list`)",
+            err=True,
+        )
     _run(out, settings, resume=resume)
 
 
-def gather(out: Path, preset: str, flags: dict[str, Any], config: Path | None, *, resume: bool) -> TrainingSettings:
+def gather(
+    out: Path, preset: str | None, flags: dict[str, Any], config: Path | None, *, resume: bool
+) -> TrainingSettings:
     """Preset, file and flags put together; a run that is resumed brings its own. Raises UsageError."""
     if resume:
         kept = out / "settings.toml"
@@ -179,17 +200,25 @@ def gather(out: Path, preset: str, flags: dict[str, Any], config: Path | None, *
             raise UsageError(f"{printable(out)}: holds no run to resume (no settings.toml)")
         settings = with_changes(TrainingSettings(), read_toml(kept), where=printable(kept))
         machine = {"device", "threads", "workers", "data", "epochs", "minutes"}
-        other = sorted(set(flags) - machine)
-        if other or config:
-            named = ", ".join(other) or "--config"
+        sources = [name for name, given in (("--preset", preset), ("--config", config)) if given]
+        other = sorted(set(flags) - machine) + sources
+        if other:
+            named = ", ".join(other)
             raise UsageError(f"--resume goes on with the settings of the run: {named} cannot change now")
         return with_changes(settings, flags, where="command line")
     values = read_toml(config) if config else {}
     chosen = str(flags.get("subset", values.get("subset", "ms3")))
-    if (flags.get("minutes") or values.get("minutes")) and "epochs" not in {*flags, *values}:
-        values = {**values, "epochs": 0, "minutes": flags.get("minutes", values.get("minutes"))}
-    settings = with_changes(training_preset(preset, chosen), values, where=str(config))
-    return with_changes(settings, flags, where="command line")
+    if "epochs" not in {*flags, *values} and flags.get("minutes", values.get("minutes")):
+        # where the minutes are, so that what is wrong with them is said of their source
+        if "minutes" in flags:
+            flags = {**flags, "epochs": 0}
+        else:
+            values = {**values, "epochs": 0}
+    settings = with_changes(training_preset(preset or "tiny", chosen), values, where=printable(config or ""))
+    settings = with_changes(settings, flags, where="command line")
+    if settings.start_from and "model" in flags:
+        raise UsageError("--from brings its own model: leave out --model")
+    return settings
 
 
 def _parse(text: str) -> tuple[str, Any]:
@@ -207,6 +236,11 @@ def _parse(text: str) -> tuple[str, Any]:
         raise UsageError(f"--set {text}: the value must be a {kind.__name__}") from error
 
 
+def _leads() -> bool:
+    """Whether this is the process of `torchrun` that speaks, or the only one."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def _run(out: Path, settings: TrainingSettings, *, resume: bool) -> None:
     from avsseg.training.distributed import process_group
     from avsseg.training.run import TrainingRun
@@ -214,7 +248,7 @@ def _run(out: Path, settings: TrainingSettings, *, resume: bool) -> None:
 
     logging.getLogger("avsseg").setLevel(logging.INFO)
     distributed = "TORCHELASTIC_RUN_ID" in os.environ
-    leads = os.environ.get("RANK", "0") == "0"
+    leads = _leads()
     with process_group() if distributed else contextlib.nullcontext(), _reporter(leads) as listener:
         run = TrainingRun(out, settings, resume=resume, listener=listener)
         with _stopping(run.trainer.request_stop):

@@ -8,21 +8,35 @@ from typing import Any
 
 import torch
 
-from avsseg.errors import AvssegError
+from avsseg.errors import AvssegError, OutputError, printable
 from avsseg.writers.base import written_whole
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
     """Writes `state` (tensors, numbers, strings, lists, dicts) beside `path` and renames it. Raises OutputError."""
     with written_whole(path) as partial:
-        torch.save(state, partial)
+        try:
+            torch.save(state, partial)
+        except RuntimeError as error:
+            # PyTorch's archive writer hides the disk's own error behind a failed assertion
+            if not any(mark in str(error) for mark in ("enforce fail", "PytorchStreamWriter")):
+                raise
+            raise OutputError(
+                f"{printable(path)}: cannot be written whole, as on a full disk. Free space there, or choose another "
+                "place"
+            ) from error
 
 
-def load_checkpoint(path: Path) -> dict[str, Any]:
-    """What `save_checkpoint` wrote; executes nothing that the file holds. Raises AvssegError."""
+def load_checkpoint(path: Path, *, mapped: bool = False) -> dict[str, Any]:
+    """What `save_checkpoint` wrote; executes nothing that the file holds. Raises AvssegError.
+
+    `mapped` leaves the tensors in the file until they are used, for a look at the numbers.
+    """
     try:
-        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except (OSError, RuntimeError, ValueError, EOFError, LookupError, pickle.UnpicklingError) as error:
         reason = (str(error) or repr(error)).splitlines()[0]
-        raise AvssegError(f"{path}: not a checkpoint that can be read ({reason}). Remove it to start anew") from error
+        raise AvssegError(
+            f"{printable(path)}: not a checkpoint that can be read ({reason}). Remove it, or choose another folder"
+        ) from error
     return state

@@ -116,6 +116,7 @@ class ClipObjective(nn.Module):
     """The loss of AVSBench clips: dice and BCE for one class, cross-entropy and dice for several.
 
     Annotated frames are weighted alike over all processes, so two of them equal one with the doubled batch.
+    `frozen_statistics` names the parts of the model whose batch normalisation stays as it is; "" is the whole model.
     """
 
     def __init__(
@@ -125,7 +126,7 @@ class ClipObjective(nn.Module):
         dice_weight: float = 1.0,
         bce_weight: float = 1.0,
         layer_weight: float = 1.0,
-        frozen_statistics: bool = False,
+        frozen_statistics: Sequence[str] = (),
         mute: bool = False,
         binary: bool = False,
     ) -> None:
@@ -133,14 +134,14 @@ class ClipObjective(nn.Module):
         self.model = model
         self.binary = binary
         self.weights = {"dice_weight": dice_weight, "bce_weight": bce_weight, "layer_weight": layer_weight}
-        self.frozen_statistics = frozen_statistics
+        self.frozen_statistics = tuple(frozen_statistics)
         self.mute = mute
 
     def train(self, mode: bool = True) -> ClipObjective:
         """Batch normalisation keeps its statistics if they are frozen."""
         super().train(mode)
-        if self.frozen_statistics:
-            keep_statistics(self.model)
+        for part in self.frozen_statistics:
+            keep_statistics(self.model.get_submodule(part))
         return self
 
     def forward(self, batch: ClipBatch) -> tuple[Tensor, dict[str, float]]:

@@ -114,11 +114,13 @@ class JointObjective(nn.Module):
         heard: int,
         foreground_weight: float,
         bce_weight: float = 3.0,
+        silent_weight: float = 1.0,
         frozen_statistics: bool = False,
     ) -> None:
         super().__init__()
         self.model = model
         self.bce_weight = bce_weight
+        self.silent_weight = silent_weight
         self.class_head = nn.Conv2d(model.config.dim, seen, 1)
         self.audio_head = nn.Linear(EMBEDDING_DIM, heard)
         self.foreground_weight = foreground_weight
@@ -142,7 +144,8 @@ class JointObjective(nn.Module):
         mask_feature = stages.mask_feature.flatten(0, 1)
         layer_logits = [model.head(query, mask_feature) for query in stages.queries]
         clip_weight = batch["weight"].repeat_interleave(variants, 0)[:, None].expand(-1, T)
-        loss = mask_loss(layer_logits, masks, clip_weight, bce_weight=self.bce_weight, layer_weight=0.5)
+        frame_weight = clip_weight * torch.where(masks.flatten(2).any(2), 1.0, self.silent_weight)
+        loss = mask_loss(layer_logits, masks, frame_weight, bce_weight=self.bce_weight, layer_weight=0.5)
         labels = batch["labels"][..., 2::4, 2::4].repeat_interleave(variants, 0).flatten(0, 1)
         seen = class_loss(self.class_head(mask_feature), labels, self.foreground_weight, clip_weight.flatten())
         heard = F.binary_cross_entropy_with_logits(self.audio_head(embedding), batch["heard"].flatten(0, 1))

@@ -3,13 +3,14 @@
 RUN/settings.toml        everything that the run was told
 RUN/model.json           the model's configuration
 RUN/train.csv, val.csv   what it logged; tensorboard/ the same for TensorBoard
-RUN/last.pt, best.pt     its whole state, at the last step and at the best validation
+RUN/last.pt, best.pt     its whole state, at the last step, where it goes on, and at the best validation
 RUN/best.safetensors     the model of the best validation, for `avsseg run --model`; last.safetensors likewise
 RUN/curves.png           loss and scores
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import math
@@ -24,7 +25,7 @@ import torch.distributed
 from avsseg.data.augment import Augmentation
 from avsseg.data.avsbench import AvsBenchClips
 from avsseg.data.avss_classes import CLASS_NAMES
-from avsseg.errors import DataError, EnvironmentFault, UsageError, printable
+from avsseg.errors import AvssegError, DataError, EnvironmentFault, UsageError, printable
 from avsseg.model.avs_mamba import AvsMamba
 from avsseg.model.config import AvsMambaConfig, preset
 from avsseg.pipeline.segment import resolve_device
@@ -32,20 +33,28 @@ from avsseg.training.checkpoints import load_checkpoint
 from avsseg.training.clips import ClipObjective, ClipOrder, clip_batches, validation
 from avsseg.training.curves import draw_curves
 from avsseg.training.settings import TrainingSettings, write_toml
-from avsseg.training.trainer import LOGS, Interrupted, Progress, Trainer, TrainerSettings
+from avsseg.training.trainer import LOGS, Interrupted, NonFiniteError, Progress, Trainer, TrainerSettings
 from avsseg.weights.pretrained import load_audio_weights, load_backbone_weights
 from avsseg.weights.store import BINARY_CATEGORIES, load_model, save_model
-from avsseg.writers.base import written_whole
+from avsseg.writers.base import output_errors, written_whole
 
 logger = logging.getLogger(__name__)
 
 SETTINGS_NAME = "settings.toml"
 MODEL_NAME = "model.json"
 ENCODERS = ("model.visual_backbone.", "model.audio_encoder.")
+# there before the first step; a run that was killed before its first checkpoint leaves them and its logs alone
+STARTED = (MODEL_NAME, SETTINGS_NAME)
+WRITTEN = ("best.pt", "best.safetensors", "last.safetensors", "curves.png", *LOGS, *STARTED)
+# a run without epochs cannot be validated after each of them
+DEFAULT_VALIDATE_MINUTES = 6.0
 
 
 def build_model(settings: TrainingSettings) -> AvsMamba:
-    """The model that a run begins with: random, with pretrained encoders, or from a checkpoint where it fits."""
+    """The model that a run begins with: random, with pretrained encoders, or from a checkpoint where it fits.
+
+    Raises UsageError for a VGGish that would stay random, and WeightsError for weights that cannot be had.
+    """
     if settings.start_from:
         loaded = load_model(settings.start_from)
         config = AvsMambaConfig.from_dict(
@@ -70,12 +79,48 @@ def build_model(settings: TrainingSettings) -> AvsMamba:
     }
     if settings.backbone:
         changes["backbone"] = settings.backbone
-    model = AvsMamba(preset(settings.model, ablate=settings.ablate or None, **changes))
+    config = preset(settings.model, ablate=settings.ablate or None, **changes)
+    if config.audio_encoder == "vggish" and not settings.init_audio:
+        raise UsageError(
+            f"{settings.model} hears through a VGGish that training leaves as it is, and it would stay random. Give "
+            "--init-audio vggish, or its file (`avsseg weights list`)"
+        )
+    model = AvsMamba(config)
     if settings.init_visual:
         load_backbone_weights(model.visual_backbone, Path(settings.init_visual))
     if settings.init_audio:
         load_audio_weights(model.audio_encoder, Path(settings.init_audio))
     return model
+
+
+def frozen_statistics(settings: TrainingSettings) -> tuple[str, ...]:
+    """The parts of the model whose batch normalisation stays as it is; "" is the whole model."""
+    if settings.frozen_statistics == "no":
+        return ()
+    if settings.frozen_statistics == "yes" or settings.start_from:
+        return ("",)
+    # statistics that were never gathered are no normalisation: an encoder that starts from nothing gathers its own
+    sources = {"visual_backbone": settings.init_visual, "audio_encoder": settings.init_audio}
+    return tuple(part for part, source in sources.items() if source)
+
+
+def _check_folder(folder: Path, *, resume: bool, leads: bool) -> None:
+    """Raises UsageError where there is nothing to go on with, or where a new run would replace what is no part of it.
+
+    Only the process that leads looks for the rest of a run: others may look when it has begun to write.
+    """
+    shown = printable(folder)
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"{shown}: is a file, and a run needs a folder. Choose another --out")
+    going = (folder / "last.pt").exists()
+    if resume and not going:
+        raise UsageError(f"{shown}: holds no run to resume (no last.pt)")
+    if going and not resume:
+        raise UsageError(f"{shown}: holds a run already. Go on with --resume, or choose another --out")
+    held = [name for name in WRITTEN if os.path.lexists(folder / name)]
+    if resume or not leads or not held or set(STARTED) <= set(held) <= {*STARTED, *LOGS}:
+        return
+    raise UsageError(f"{shown}: holds {held[0]}, but no run to go on with (no last.pt). Choose another --out")
 
 
 def _same_model(folder: Path) -> AvsMamba:
@@ -88,7 +133,7 @@ def _same_model(folder: Path) -> AvsMamba:
 
 
 class TrainingRun:
-    """A run that is ready to start. Raises UsageError or DataError for what would stop it later."""
+    """A run that is ready to start. Raises UsageError, DataError or OutputError for what would stop it later."""
 
     def __init__(
         self,
@@ -100,14 +145,17 @@ class TrainingRun:
     ) -> None:
         self.folder = folder
         self.settings = settings
-        if (folder / "last.pt").exists() and not resume:
-            raise UsageError(f"{printable(folder)}: holds a run already. Go on with --resume, or choose another --out")
-        if resume and not (folder / "last.pt").exists():
-            raise UsageError(f"{printable(folder)}: holds no run to resume (no last.pt)")
         self.rank, self.world = _rank_and_world()
+        with output_errors(folder):
+            _check_folder(folder, resume=resume, leads=self.rank == 0)
         if settings.threads:
             torch.set_num_threads(settings.threads)
         device = own_device(settings.device)
+        if settings.precision == "fp16" and device.type != "cuda":
+            raise UsageError(
+                f"precision fp16 trains on CUDA alone, and the device is {device}. Use --precision bf16 or fp32, or "
+                "--device cuda"
+            )
         augmentation = None
         if settings.augment:
             augmentation = Augmentation(
@@ -126,23 +174,20 @@ class TrainingRun:
             logger.warning("%s: no val clips, so the last state counts as the best", printable(root))
         torch.manual_seed(settings.seed)
         model = (_same_model(folder) if resume else build_model(settings)).to(device)
-        trained_start = bool(settings.start_from or settings.init_visual or settings.init_audio)
-        frozen_statistics = settings.frozen_statistics == "yes" or (
-            settings.frozen_statistics == "auto" and trained_start
-        )
         objective = ClipObjective(
             model,
             dice_weight=settings.dice_weight,
             bce_weight=settings.bce_weight,
             layer_weight=settings.layer_weight,
-            frozen_statistics=frozen_statistics,
+            frozen_statistics=frozen_statistics(settings),
             mute=settings.mute,
             binary=settings.semantic_loss == "binary",
         )
         if not resume and self.rank == 0:
-            # what a run left that was killed before its first checkpoint
-            for name in (*LOGS, "best.pt", "best.safetensors", "last.safetensors"):
-                (folder / name).unlink(missing_ok=True)
+            # of a run that was killed before its first checkpoint, by _check_folder
+            with output_errors(folder):
+                for name in LOGS:
+                    (folder / name).unlink(missing_ok=True)
         self.order = self._order(first=0)
         steps_per_epoch = max(1, self.order.batches_per_epoch // settings.accumulate)
         self.trainer = Trainer(
@@ -162,6 +207,7 @@ class TrainingRun:
 
     def _trainer_settings(self, steps_per_epoch: int) -> TrainerSettings:
         s = self.settings
+        by_epoch = s.epochs > 0 and s.validate_minutes == 0
         return TrainerSettings(
             learning_rate=s.learning_rate,
             weight_decay=s.weight_decay,
@@ -178,9 +224,8 @@ class TrainingRun:
             frozen_steps=s.freeze_epochs * steps_per_epoch,
             seed=s.seed,
             log_every=min(20, steps_per_epoch),
-            validate_minutes=s.validate_minutes,
-            # on a fast machine epochs are the natural unit
-            validate_steps=steps_per_epoch if s.validate_minutes == 0 else 10_000_000,
+            validate_minutes=math.inf if by_epoch else s.validate_minutes or DEFAULT_VALIDATE_MINUTES,
+            validate_steps=steps_per_epoch if by_epoch else 10_000_000,
         )
 
     def _order(self, first: int) -> ClipOrder:
@@ -188,7 +233,11 @@ class TrainingRun:
         return ClipOrder(len(self.clips), s.batch, seed=s.seed, first=first, rank=self.rank, world=self.world)
 
     def train(self) -> Path:
-        """Trains to the end; the path of the best model. Raises Interrupted if it was asked to stop."""
+        """Trains to the end; the path of the best model. Raises Interrupted if it was asked to stop.
+
+        What there is by then is left in the folder also when AvssegError ends it: NonFiniteError when the loss is no
+        longer a number, OutputError when the disk refuses, DataError or MediaError for a damaged file.
+        """
         order = self._order(first=self.trainer.step * self.settings.accumulate)
         batches = clip_batches(self.clips, order, self.settings.workers)
         check = validation(self.val, mute=self.settings.mute) if self.val is not None else None
@@ -197,6 +246,15 @@ class TrainingRun:
         except Interrupted:
             self._leave()
             raise
+        except AvssegError as error:
+            model = self.folder / "best.safetensors"
+            # the first error is the one to be told
+            with contextlib.suppress(AvssegError):
+                model = self._leave()
+            if isinstance(error, NonFiniteError) and model.exists():
+                rate = f"--learning-rate {self.settings.learning_rate / 2:g}"
+                raise NonFiniteError(f"{error} in another --out: --from {printable(model)} {rate}") from error
+            raise
         return self._leave()
 
     def _leave(self) -> Path:
@@ -204,7 +262,9 @@ class TrainingRun:
         best = self.folder / "best.safetensors"
         if self.rank != 0:
             return best
-        names = ["last"] + (["best"] if (self.folder / "best.pt").exists() else [])
+        names = [name for name in ("best", "last") if (self.folder / f"{name}.pt").exists()]
+        if not names:
+            return best
         for name in names:
             export(self.folder / f"{name}.pt", self.folder / f"{name}.safetensors", self.trainer, self.settings)
         try:

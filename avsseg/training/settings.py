@@ -56,7 +56,7 @@ class TrainingSettings:
     precision: str = "fp32"
     encoder_rate: float = 1.0  # factor on the learning rate of both encoders
     freeze_epochs: int = 0  # for so long both encoders stay as they are
-    frozen_statistics: str = "auto"  # batch normalisation: auto (frozen if it starts from trained weights), yes, no
+    frozen_statistics: str = "auto"  # batch normalisation: auto (frozen where it starts from trained weights), yes, no
     # losses
     dice_weight: float = 1.0
     bce_weight: float = 1.0
@@ -72,7 +72,7 @@ class TrainingSettings:
     workers: int = 1
     threads: int = 0
     device: str = "auto"
-    validate_minutes: float = 6.0
+    validate_minutes: float = 0.0  # 0: after every epoch, or every 6 minutes if `epochs` is 0
 
     def __post_init__(self) -> None:
         hints = get_type_hints(type(self))

@@ -13,6 +13,7 @@ import csv
 import logging
 import math
 import time
+import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +25,7 @@ from torch import Tensor, nn
 
 from avsseg.errors import AvssegError, printable
 from avsseg.training.checkpoints import load_checkpoint, save_checkpoint
-from avsseg.writers.base import written_whole
+from avsseg.writers.base import output_errors, written_whole
 
 logger = logging.getLogger(__name__)
 
@@ -40,6 +41,10 @@ LOGS = ("train.csv", "val.csv")
 
 class Interrupted(Exception):  # noqa: N818 (not an error: the run was asked to stop, and its state is saved)
     """The run stopped where `request_stop` found it."""
+
+
+class NonFiniteError(AvssegError):
+    """A loss or a gradient that is no longer a number."""
 
 
 @dataclass(frozen=True)
@@ -143,8 +148,10 @@ class Trainer:
         self._stop = False
         self._validated: dict[str, float] = {}
         self._validated_at = (0, 0.0)  # step and seconds of the last validation
-        folder.mkdir(parents=True, exist_ok=True)
-        self._board = _summary_writer(folder) if tensorboard and self.leads else None
+        self._run: str | None = uuid.uuid4().hex
+        with output_errors(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            self._board = _summary_writer(folder) if tensorboard and self.leads else None
 
     @property
     def progress(self) -> float:
@@ -156,11 +163,20 @@ class Trainer:
         self._stop = True
 
     def restore(self) -> bool:
-        """Goes on from `last.pt` if there is one; whether there was. Raises AvssegError if it is of another model."""
+        """Goes on from `last.pt` if there is one; whether there was. Raises AvssegError if it is of another model.
+
+        A run that was killed between writing `best.pt` and `last.pt` goes on from `best.pt`.
+        """
         path = self.folder / "last.pt"
         if not path.exists():
             return False
         state = load_checkpoint(path)
+        best = self.folder / "best.pt"
+        if best.exists():
+            other = load_checkpoint(best, mapped=True)
+            if other.get("run") == state.get("run") and _reached(other) > _reached(state):
+                path, state = best, load_checkpoint(best)
+            del other
         try:
             self.objective.load_state_dict(state["objective"])
             self.average.load_state_dict(state["average"])
@@ -169,12 +185,13 @@ class Trainer:
                 self.scaler.load_state_dict(state["scaler"])
             self.step, self.elapsed_s, self.best_score = state["step"], state["elapsed_s"], state["best_score"]
             self._validated_at = tuple(state.get("validated_at", (self.step, self.elapsed_s)))
+            self._run = state.get("run")
         except (KeyError, RuntimeError, ValueError) as error:
             reason = str(error).splitlines()[0]
             raise AvssegError(f"{printable(path)}: is of another model ({reason}). Choose another folder") from error
         if self.leads:
-            for name in LOGS:
-                _forget_after(self.folder / name, self.step)
+            for name, step in zip(LOGS, (self.step, self._validated_at[0]), strict=True):
+                _forget_after(self.folder / name, step)
         return True
 
     def save(self, name: str) -> None:
@@ -188,13 +205,15 @@ class Trainer:
             "elapsed_s": self.elapsed_s,
             "best_score": self.best_score,
             "validated_at": list(self._validated_at),
+            "run": self._run,
         }
         save_checkpoint(self.folder / name, state)
 
     def train(self, batches: Iterable[Any], validate: Validation | None = None, *, until: float = 1.0) -> None:
         """Runs until `progress` reaches `until`.
 
-        Raises AvssegError, naming the batch, when the loss is no longer finite, and Interrupted after `request_stop`.
+        Raises NonFiniteError, naming the batch, when the loss is no longer finite, OutputError when the disk refuses,
+        and Interrupted after `request_stop`.
         """
         settings = self.settings
         saved = self.elapsed_s
@@ -202,6 +221,8 @@ class Trainer:
         self.objective.train()
         clock = time.monotonic()
         source = iter(batches)
+        if validate and self.leads and self._validated_at[0] < self.step and (self._due() or self.progress >= 1):
+            self._validate(validate)  # a stop kept it from being done: later ones are to come when they would have
         while self.progress < until:
             group, waited = self._next_batches(source)
             if not group:
@@ -225,13 +246,12 @@ class Trainer:
                     stop = stop or (self._stop and not self.distributed)
                 if validate and not stop and (finished or self._due()):
                     self._validate(validate)
-                if finished or stop or self.elapsed_s - saved > settings.checkpoint_minutes * 60:
+                    saved = self.elapsed_s
+                elif finished or stop or self.elapsed_s - saved > settings.checkpoint_minutes * 60:
                     saved = self.elapsed_s
                     self.save("last.pt")
             if stop and not finished:
                 raise Interrupted
-        if validate and self.leads and not self._stop and self._validated_at[0] < self.step and self.progress >= 1:
-            self._validate(validate)  # a run that was stopped in its last step
 
     def _due(self) -> bool:
         step, elapsed_s = self._validated_at
@@ -261,9 +281,9 @@ class Trainer:
             with self._autocast():
                 loss, logged = self.objective(batch)
             if not torch.isfinite(loss):
-                raise AvssegError(
-                    f"{printable(self.folder)}: the loss is {loss.item()} at step {self.step}{_names(batch)}. Look at "
-                    "the data, or lower the learning rate"
+                raise NonFiniteError(
+                    f"{printable(self.folder)}: the loss is {loss.item()} at step {self.step}{_names([batch])}. Look "
+                    "at the data, or lower the learning rate"
                 )
             self.scaler.scale(loss / len(group)).backward()
             for name, value in {"loss": loss.item(), **logged}.items():
@@ -278,9 +298,9 @@ class Trainer:
         limit = settings.gradient_clip or math.inf
         norm = nn.utils.clip_grad_norm_(self.objective.parameters(), limit)
         if not torch.isfinite(norm) and not self.scaler.is_enabled():
-            raise AvssegError(
-                f"{printable(self.folder)}: the gradient is {norm.item()} at step {self.step}{_names(group[0])}. "
-                "Lower the learning rate"
+            raise NonFiniteError(
+                f"{printable(self.folder)}: the gradient is {norm.item()} at step {self.step}{_names(group)}. Look at "
+                "the data, or lower the learning rate"
             )
         self.scaler.step(self.optimizer)
         self.scaler.update()
@@ -345,6 +365,8 @@ class Trainer:
             group["lr"] = base * factor
 
     def _validate(self, validate: Validation) -> None:
+        if not (self.folder / "last.pt").exists():
+            self.save("last.pt")  # a `best.pt` alone would be no run to go on with
         scores = dict(validate(self.average))
         self._validated_at = (self.step, self.elapsed_s)
         self._validated = scores
@@ -352,9 +374,9 @@ class Trainer:
         logger.info("step %d: %s", self.step, {name: round(value, 4) for name, value in scores.items()})
         if scores["score"] > self.best_score:
             self.best_score = scores["score"]
-            # the score must be known before the file is replaced, or a run killed between would forget it
-            self.save("last.pt")
+            # in this order: a score in `last.pt` whose model was never written would keep out all that are worse
             self.save("best.pt")
+        self.save("last.pt")
 
     def _report(self, values: Mapping[str, float]) -> Progress:
         done = self.progress
@@ -363,31 +385,40 @@ class Trainer:
 
     def _log(self, name: str, values: Mapping[str, float]) -> None:
         path = self.folder / name
-        new = not path.exists()
-        with path.open("a", newline="") as file:
-            writer = csv.writer(file)
-            if new:
-                writer.writerow(["step", "minutes", *values])
-            writer.writerow([self.step, f"{self.elapsed_s / 60:.2f}", *(f"{value:.5f}" for value in values.values())])
+        with output_errors(path):
+            new = not path.exists() or not path.stat().st_size
+            with path.open("a", newline="") as file:
+                writer = csv.writer(file)
+                if new:
+                    writer.writerow(["step", "minutes", *values])
+                numbers = [f"{value:.5f}" for value in values.values()]
+                writer.writerow([self.step, f"{self.elapsed_s / 60:.2f}", *numbers])
         if self._board is not None:
-            for key, value in values.items():
-                self._board.add_scalar(f"{path.stem}/{key}", value, self.step)
-            self._board.flush()
+            with output_errors(self.folder / "tensorboard"):
+                for key, value in values.items():
+                    self._board.add_scalar(f"{path.stem}/{key}", value, self.step)
+                self._board.flush()
+
+
+def _reached(state: Mapping[str, Any]) -> tuple[int, float]:
+    """How far a run was, so that the later of two of its states can be told."""
+    return state.get("step", 0), state.get("best_score", -math.inf)
 
 
 def _forget_after(log: Path, step: int) -> None:
-    """Drops the lines that a killed run wrote beyond its last checkpoint: they come again."""
-    if not log.is_file():
+    """Drops lines beyond the last checkpoint, which come again, and those that a full disk cut short."""
+    if not log.is_file() or not log.stat().st_size:
         return
     with log.open(newline="") as file:
-        header, *rows = list(csv.reader(file)) or [[]]
+        header, *rows = list(csv.reader(file))
     with written_whole(log) as partial, partial.open("w", newline="") as file:
-        csv.writer(file).writerows([header, *(row for row in rows if row and int(row[0]) <= step)])
+        whole = [row for row in rows if row and len(row) == len(header)]
+        csv.writer(file).writerows([header, *(row for row in whole if int(row[0]) <= step)])
 
 
-def _names(batch: Any) -> str:
-    """(clips A, B) for a batch that names its clips."""
-    names = batch.get("name") if isinstance(batch, Mapping) else None
+def _names(group: list[Any]) -> str:
+    """(clips A, B) for batches that name their clips."""
+    names = [name for batch in group if isinstance(batch, Mapping) for name in batch.get("name", ())]
     return f" (clips {', '.join(printable(str(name)) for name in names)})" if names else ""
 
 

@@ -49,12 +49,48 @@ def test_flags_go_before_the_file_and_the_file_before_the_preset(tmp_path: Path)
 
 def test_a_resumed_run_brings_its_settings(tmp_path: Path) -> None:
     write_toml(tmp_path / "settings.toml", training_preset("paper", "s4"))
-    settings = gather(tmp_path, "tiny", {"threads": 2, "epochs": 70}, None, resume=True)
+    settings = gather(tmp_path, None, {"threads": 2, "epochs": 70}, None, resume=True)
     assert (settings.size, settings.threads, settings.epochs) == (512, 2, 70)
     with pytest.raises(UsageError, match="batch cannot change"):
-        gather(tmp_path, "tiny", {"batch": 4}, None, resume=True)
+        gather(tmp_path, None, {"batch": 4}, None, resume=True)
+    with pytest.raises(UsageError, match="--preset cannot change"):
+        gather(tmp_path, "paper", {}, None, resume=True)
+    with pytest.raises(UsageError, match="batch, --config cannot change"):
+        gather(tmp_path, None, {"batch": 4}, tmp_path / "settings.toml", resume=True)
     with pytest.raises(UsageError, match="no run to resume"):
-        gather(tmp_path / "none", "tiny", {}, None, resume=True)
+        gather(tmp_path / "none", None, {}, None, resume=True)
+
+
+def test_minutes_replace_epochs_that_nobody_gave(tmp_path: Path) -> None:
+    config = tmp_path / "mine.toml"
+    config.write_text("minutes = 30\n")
+    for flags, file, lengths in (
+        ({}, None, (60, 0.0)),
+        ({"minutes": 5.0}, None, (0, 5.0)),
+        ({}, config, (0, 30.0)),
+        ({"minutes": 5.0}, config, (0, 5.0)),
+        ({"minutes": 0.0}, config, (60, 0.0)),
+        ({"minutes": 5.0, "epochs": 3}, config, (3, 5.0)),
+    ):
+        settings = gather(tmp_path / "run", None, flags, file, resume=False)
+        assert (settings.epochs, settings.minutes) == lengths
+
+
+def test_what_is_wrong_is_said_of_its_source(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"^command line: minutes is -1\.0"):
+        gather(tmp_path / "run", None, {"minutes": -1.0}, None, resume=False)
+    config = tmp_path / "mine.toml"
+    config.write_text("minutes = -1\n")
+    with pytest.raises(UsageError, match=r"mine\.toml: minutes is -1"):
+        gather(tmp_path / "run", None, {}, config, resume=False)
+
+
+def test_a_start_brings_its_model(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="--from brings its own model: leave out --model"):
+        gather(tmp_path / "run", None, {"start_from": "x", "model": "avs-mamba-resnet50"}, None, resume=False)
+    # a run's own file names both
+    write_toml(tmp_path / "settings.toml", gather(tmp_path, None, {"start_from": "x"}, None, resume=False))
+    assert gather(tmp_path, None, {}, tmp_path / "settings.toml", resume=False).start_from == "x"
 
 
 @pytest.mark.parametrize(
@@ -67,6 +103,9 @@ def test_a_resumed_run_brings_its_settings(tmp_path: Path) -> None:
         (["--ablate", "no-eyes"], "ablate is 'no-eyes'"),
         (["--backbone", "vmamba-x"], "unknown backbone 'vmamba-x'"),
         (["--from", "nowhere.safetensors"], "nowhere.safetensors: no such file"),
+        (["--model", "avs-mamba-resnet50"], "--init-audio vggish"),
+        (["--preset", "paper", "--init-visual", "pvt_v2_b5"], "--init-audio vggish"),
+        (["--precision", "fp16", "--device", "cpu"], "Use --precision bf16 or fp32"),
     ],
 )
 def test_errors_are_one_line(scenes: Path, tmp_path: Path, more: list[str], message: str) -> None:
@@ -88,6 +127,22 @@ def test_help_lists_backbones_and_ablations(monkeypatch: pytest.MonkeyPatch) -> 
     shown = CliRunner().invoke(app, ["train", "--help"]).stdout
     for name in (*ABLATIONS, *VISUAL_BACKBONES, *BACKBONE_ALIASES, *PRESETS):
         assert name in shown
+
+
+def test_the_papers_recipe_without_its_backbone_is_said(scenes: Path, tmp_path: Path) -> None:
+    done = avsseg(*arguments(scenes, tmp_path / "run", "--preset", "paper", "--init-audio", "nowhere.pth"))
+    warning, error = done.stderr.splitlines()
+    assert "avsseg: warning:" in warning
+    assert "--init-visual" in warning
+    assert "nowhere.pth: neither a file nor published weights" in error
+
+
+def test_an_out_that_is_a_file_is_one_line(scenes: Path, tmp_path: Path) -> None:
+    (tmp_path / "run").write_text("mine")
+    done = avsseg(*arguments(scenes, tmp_path / "run"))
+    assert done.returncode == 2
+    assert done.stderr.strip().endswith("run: is a file, and a run needs a folder. Choose another --out")
+    assert len(done.stderr.splitlines()) == 1
 
 
 def test_no_data_is_said_at_once() -> None:

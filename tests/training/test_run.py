@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 import os
 import shutil
 from dataclasses import replace
@@ -13,13 +14,13 @@ import pytest
 import torch
 import torch.multiprocessing
 
-from avsseg.errors import AvssegError, DataError, UsageError
+from avsseg.errors import AvssegError, DataError, OutputError, UsageError
 from avsseg.model.backbones.vim import VIM, Vim
 from avsseg.training.checkpoints import load_checkpoint
 from avsseg.training.distributed import process_group
-from avsseg.training.run import TrainingRun, build_model
+from avsseg.training.run import TrainingRun, build_model, frozen_statistics
 from avsseg.training.settings import TrainingSettings
-from avsseg.training.trainer import Interrupted, Progress, parameter_groups
+from avsseg.training.trainer import Interrupted, NonFiniteError, Progress, parameter_groups
 from avsseg.weights.store import load_model
 
 
@@ -48,22 +49,31 @@ def test_a_run_leaves_models_logs_and_curves(tmp_path: Path, quick: TrainingSett
     assert {"loss", "M_J", "gradient_norm", "wait_share"} <= set(rows[0])
 
 
-def test_interrupted_and_resumed_equals_uninterrupted(tmp_path: Path, quick: TrainingSettings) -> None:
+def validated(run: Path) -> list[dict[str, str]]:
+    with (run / "val.csv").open() as file:
+        return [{name: value for name, value in row.items() if name != "minutes"} for row in csv.DictReader(file)]
+
+
+@pytest.mark.parametrize("stopped", [1, 2], ids=["within an epoch", "where a validation is due"])
+def test_interrupted_and_resumed_equals_uninterrupted(tmp_path: Path, quick: TrainingSettings, stopped: int) -> None:
     TrainingRun(tmp_path / "whole", quick).train()
 
     def stop(progress: Progress) -> None:
-        if progress.step == 1:
+        if progress.step == stopped:
             run.trainer.request_stop()
 
     run = TrainingRun(tmp_path / "parts", quick, listener=stop)
     with pytest.raises(Interrupted):
         run.train()
-    assert load_checkpoint(tmp_path / "parts" / "last.pt")["step"] == 1
+    assert load_checkpoint(tmp_path / "parts" / "last.pt")["step"] == stopped
     assert (tmp_path / "parts" / "last.safetensors").exists()
+    assert not (tmp_path / "parts" / "val.csv").exists()
     again = TrainingRun(tmp_path / "parts", replace(quick, workers=1), resume=True)
     again.train()
     for name in ("last.pt", "best.pt"):
         assert states_equal(tmp_path / "whole" / name, tmp_path / "parts" / name)
+    assert [row["step"] for row in validated(tmp_path / "whole")] == ["2", "4"]
+    assert validated(tmp_path / "whole") == validated(tmp_path / "parts")
 
 
 def test_a_run_stopped_in_its_last_step_is_validated_when_it_goes_on(tmp_path: Path, quick: TrainingSettings) -> None:
@@ -73,8 +83,10 @@ def test_a_run_stopped_in_its_last_step_is_validated_when_it_goes_on(tmp_path: P
 
     run = TrainingRun(tmp_path / "run", quick, listener=stop)
     run.train()
-    assert not (tmp_path / "run" / "val.csv").exists()
-    TrainingRun(tmp_path / "run", quick, resume=True).train()
+    assert [row["step"] for row in validated(tmp_path / "run")] == ["2"]
+    for _ in range(2):  # and once only
+        TrainingRun(tmp_path / "run", quick, resume=True).train()
+        assert [row["step"] for row in validated(tmp_path / "run")] == ["2", "4"]
     assert (tmp_path / "run" / "best.safetensors").exists()
 
 
@@ -162,6 +174,109 @@ def test_a_loss_that_is_no_number_names_the_clips(tmp_path: Path, quick: Trainin
         parameter.data.fill_(float("nan"))
     with pytest.raises(AvssegError, match=r"the loss is nan at step 0 \(clips train_\d+, train_\d+\)"):
         run.train()
+
+
+def test_the_best_model_outlives_a_loss_that_is_no_number(tmp_path: Path, quick: TrainingSettings) -> None:
+    def spoil(progress: Progress) -> None:
+        if progress.step == 3:
+            next(run.trainer.objective.parameters()).data.fill_(float("nan"))
+
+    run = TrainingRun(tmp_path / "run", quick, listener=spoil)
+    best = tmp_path / "run" / "best.safetensors"
+    with pytest.raises(NonFiniteError) as caught:
+        run.train()
+    advice = f"lower the learning rate in another --out: --from {best} --learning-rate 0.00025"
+    assert str(caught.value).endswith(advice)
+    assert load_model(best).trained
+    TrainingRun(tmp_path / "again", replace(quick, start_from=str(best), learning_rate=0.00025, epochs=1)).train()
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["best.pt", "best.safetensors", "last.safetensors", "curves.png", "train.csv", "val.csv", "settings.toml"],
+)
+def test_what_another_wrote_is_left_alone(tmp_path: Path, quick: TrainingSettings, name: str) -> None:
+    (tmp_path / name).write_bytes(b"mine")
+    with pytest.raises(UsageError, match=f"holds {name}, but no run to go on with.* Choose another --out"):
+        TrainingRun(tmp_path, quick)
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    assert (tmp_path / name).read_bytes() == b"mine"
+
+
+def test_a_run_that_was_killed_before_its_first_checkpoint_starts_anew(tmp_path: Path, quick: TrainingSettings) -> None:
+    TrainingRun(tmp_path, quick)
+    (tmp_path / "train.csv").write_text("step,minutes,loss\n20,1,1\n")
+    TrainingRun(tmp_path, quick)
+    assert not (tmp_path / "train.csv").exists()
+    (tmp_path / "best.safetensors").write_bytes(b"mine")
+    with pytest.raises(UsageError, match=r"holds best\.safetensors"):
+        TrainingRun(tmp_path, quick)
+
+
+def test_an_out_that_is_a_file(tmp_path: Path, quick: TrainingSettings) -> None:
+    (tmp_path / "run").write_text("mine")
+    with pytest.raises(UsageError, match=r"run: is a file, and a run needs a folder\. Choose another --out"):
+        TrainingRun(tmp_path / "run", quick)
+    with pytest.raises(OutputError, match="below: cannot be written: Not a directory"):
+        TrainingRun(tmp_path / "run" / "below", quick)
+    assert (tmp_path / "run").read_text() == "mine"
+
+
+@pytest.mark.parametrize("model", ["avs-mamba-resnet50", "avs-mamba-pvt-v2-b5", "avs-mamba-vim-t"])
+def test_a_vggish_that_would_stay_random_is_refused(quick: TrainingSettings, model: str) -> None:
+    with pytest.raises(UsageError, match=f"{model} hears through a VGGish.*--init-audio vggish"):
+        build_model(replace(quick, model=model))
+
+
+def test_half_precision_without_a_gpu_is_refused(tmp_path: Path, quick: TrainingSettings) -> None:
+    with pytest.raises(UsageError, match=r"fp16 trains on CUDA alone, and the device is cpu\. Use --precision bf16"):
+        TrainingRun(tmp_path / "run", replace(quick, precision="fp16", device="cpu"))
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "frozen"),
+    [
+        ({}, ()),
+        ({"init_visual": "v.pth"}, ("visual_backbone",)),
+        ({"init_audio": "a.pth"}, ("audio_encoder",)),
+        ({"init_visual": "v.pth", "init_audio": "a.pth"}, ("visual_backbone", "audio_encoder")),
+        ({"start_from": "avs-mamba-tiny"}, ("",)),
+        ({"frozen_statistics": "yes"}, ("",)),
+        ({"start_from": "avs-mamba-tiny", "frozen_statistics": "no"}, ()),
+    ],
+)
+def test_statistics_are_frozen_where_they_are_trained(
+    quick: TrainingSettings, changes: dict[str, str], frozen: tuple[str, ...]
+) -> None:
+    assert frozen_statistics(replace(quick, **changes)) == frozen  # type: ignore[arg-type]
+
+
+def test_an_encoder_that_starts_from_nothing_gathers_its_statistics(tmp_path: Path, quick: TrainingSettings) -> None:
+    backbone = build_model(quick).visual_backbone.state_dict()
+    torch.save(backbone, tmp_path / "backbone.pth")
+    run = TrainingRun(tmp_path / "run", replace(quick, init_visual=str(tmp_path / "backbone.pth"), epochs=1))
+    run.train()
+    state = run.trainer.objective.state_dict()
+    means = {name: tensor for name, tensor in state.items() if name.endswith("running_mean")}
+    assert {tensor.any().item() for name, tensor in means.items() if "audio_encoder" in name} == {True}
+    assert {tensor.any().item() for name, tensor in means.items() if "visual_backbone" in name} == {False}
+
+
+@pytest.mark.parametrize(
+    ("changes", "minutes", "steps"),
+    [
+        ({}, math.inf, 2),
+        ({"validate_minutes": 3.0}, 3.0, 10_000_000),
+        ({"epochs": 0, "minutes": 60.0}, 6.0, 10_000_000),
+        ({"epochs": 0, "minutes": 60.0, "validate_minutes": 3.0}, 3.0, 10_000_000),
+    ],
+)
+def test_a_run_by_epochs_is_validated_after_each(
+    tmp_path: Path, quick: TrainingSettings, changes: dict[str, float], minutes: float, steps: int
+) -> None:
+    settings = TrainingRun(tmp_path, replace(quick, **changes)).trainer.settings  # type: ignore[arg-type]
+    assert (settings.validate_minutes, settings.validate_steps) == (minutes, steps)
 
 
 def test_folders_that_hold_runs_or_none(tmp_path: Path, quick: TrainingSettings) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+import json
+import re
+from dataclasses import asdict, fields
 from pathlib import Path
 
 import pytest
@@ -63,6 +65,12 @@ def test_files_that_are_none(tmp_path: Path) -> None:
     (tmp_path / "bad.toml").write_text("a = = 1")
     with pytest.raises(UsageError, match=r"bad\.toml: is not TOML"):
         read_toml(tmp_path / "bad.toml")
+
+
+def test_the_guide_lists_every_setting_with_its_default() -> None:
+    guide = (Path(__file__).parents[2] / "docs" / "training.md").read_text(encoding="utf-8")
+    listed = re.findall(r"^\| `(\w+)` \|.*\| `(\S*)` \|$", guide, re.MULTILINE)
+    assert listed == [(field.name, json.dumps(field.default)) for field in fields(TrainingSettings)]
 
 
 def test_every_setting_can_be_written() -> None:

@@ -6,6 +6,7 @@ import csv
 import itertools
 import math
 import os
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,10 +15,10 @@ import torch
 import torch.multiprocessing
 from torch import Tensor, nn
 
-from avsseg.errors import AvssegError
+from avsseg.errors import AvssegError, OutputError
 from avsseg.training.checkpoints import load_checkpoint, save_checkpoint
 from avsseg.training.distributed import process_group
-from avsseg.training.trainer import Trainer, TrainerSettings, parameter_groups
+from avsseg.training.trainer import NonFiniteError, Trainer, TrainerSettings, Validation, parameter_groups
 
 
 class Regression(nn.Module):
@@ -82,6 +83,137 @@ def test_decay_spares_vectors_and_scan_parameters() -> None:
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path) -> None:
     with pytest.raises(AvssegError, match="the loss is nan at step 0"):
         make(tmp_path).train(iter([torch.full((8, 4), math.nan)]))
+
+
+class WithoutGradient(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(()))
+
+    def forward(self, batch: dict[str, list[str]]) -> tuple[Tensor, dict[str, float]]:
+        return (self.weight - self.weight).sqrt(), {}
+
+
+def test_a_gradient_that_is_not_finite_names_every_clip_of_the_step(tmp_path: Path) -> None:
+    trainer = Trainer(WithoutGradient(), tmp_path, TrainerSettings(accumulate=2))
+    with pytest.raises(NonFiniteError, match=r"the gradient is nan at step 0 \(clips a, b, c, d\)"):
+        trainer.train(iter([{"name": ["a", "b"]}, {"name": ["c", "d"]}]))
+
+
+def scores(*values: float) -> Validation:
+    """A validation that gives these scores, one after the other."""
+    remaining = iter(values)
+    return lambda average: {"score": next(remaining)}
+
+
+@pytest.mark.parametrize("killed", range(1, 8))
+def test_a_kill_between_two_files_loses_no_best_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, killed: int
+) -> None:
+    trainer, saves = make(tmp_path, steps=20, validate_steps=5), itertools.count(1)
+    save = trainer.save
+
+    def save_or_die(name: str) -> None:
+        if next(saves) == killed:
+            raise KeyboardInterrupt
+        save(name)
+
+    monkeypatch.setattr(trainer, "save", save_or_die)
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train(batches(), scores(1, 3, 2, 2))
+    again = make(tmp_path, steps=20, validate_steps=5)
+    if again.restore():
+        assert again.step == {2: 5, 3: 5, 4: 5, 5: 10, 6: 10, 7: 15}[killed]
+        known = load_checkpoint(tmp_path / "best.pt")["best_score"] if (tmp_path / "best.pt").exists() else -math.inf
+        assert again.best_score == known
+    else:
+        assert not list(tmp_path.glob("*.pt"))
+    # the second kill is after a validation that nothing but its line in the log tells of
+    done = 0 if killed == 2 else again.step // 5
+    again.train(batches(again.step), scores(*(1, 3, 2, 2)[done:]))
+    best = load_checkpoint(tmp_path / "best.pt")
+    assert (best["step"], best["best_score"]) == (10, 3)
+    with (tmp_path / "val.csv").open() as file:
+        assert [row["step"] for row in csv.DictReader(file)] == ["5", "10", "15", "20"]
+
+
+def test_the_best_of_an_older_run_in_the_folder_is_not_gone_on_with(tmp_path: Path) -> None:
+    make(tmp_path, steps=20).train(batches(), scores(1))
+    (tmp_path / "last.pt").unlink()
+    make(tmp_path, steps=20).train(batches(), until=0.5)
+    again = make(tmp_path, steps=20)
+    assert again.restore()
+    assert again.step == 10
+
+
+def test_checkpoints_without_what_later_versions_added_are_read(tmp_path: Path) -> None:
+    make(tmp_path, steps=20).train(batches(), scores(1), until=0.5)
+    for name in ("last.pt", "best.pt"):
+        state = load_checkpoint(tmp_path / name)
+        assert state["step"] == 10
+        save_checkpoint(tmp_path / name, {k: v for k, v in state.items() if k not in ("run", "validated_at")})
+    again = make(tmp_path, steps=20)
+    assert again.restore()
+    again.train(batches(10), scores(2))
+    assert load_checkpoint(tmp_path / "best.pt")["step"] == 20
+
+
+def test_a_log_that_a_full_disk_left_empty_gets_its_header(tmp_path: Path) -> None:
+    make(tmp_path, steps=40).train(batches(), until=0.25)
+    (tmp_path / "train.csv").touch()
+    again = make(tmp_path, steps=40)
+    assert again.restore()
+    again.train(batches(10))
+    assert (tmp_path / "train.csv").read_text().startswith("step,minutes,loss")
+
+
+def test_lines_that_a_full_disk_cut_short_are_dropped(tmp_path: Path) -> None:
+    make(tmp_path, steps=40).train(batches(), until=0.5)
+    log = tmp_path / "train.csv"
+    whole = log.read_text()
+    log.write_text(whole + "4,0.0")
+    assert make(tmp_path, steps=40).restore()
+    assert log.read_text().splitlines() == whole.splitlines()
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 1 MiB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    if os.name == "nt" or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "none", folder]).returncode:
+        pytest.skip("a small file system cannot be mounted")
+    yield folder
+    # lazily: the exception that a test has caught may still hold PyTorch's open file
+    subprocess.run(["umount", "-l", folder], check=True)
+
+
+def test_a_checkpoint_on_a_full_disk_is_an_error_of_one_line(small_disk: Path) -> None:
+    path = small_disk / "x.pt"
+    save_checkpoint(path, {"step": 1})
+    with pytest.raises(OutputError, match=r"x\.pt: cannot be written.*Free space there") as caught:
+        save_checkpoint(path, {"step": 2, "tensor": torch.ones(1_000_000)})
+    assert "\n" not in str(caught.value)
+    assert load_checkpoint(path) == {"step": 1}
+    assert [p.name for p in small_disk.iterdir()] == ["x.pt"]
+
+
+def test_what_is_no_fault_of_the_disk_is_not_said_to_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("something else")
+
+    monkeypatch.setattr(torch, "save", fail)
+    with pytest.raises(RuntimeError, match="something else"):
+        save_checkpoint(tmp_path / "x.pt", {})
+
+
+def test_a_log_or_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "run" / "train.csv").mkdir(parents=True)
+    with pytest.raises(OutputError, match=r"train\.csv: cannot be written: Is a directory"):
+        make(tmp_path / "run").train(batches())
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(OutputError, match="file: cannot be written: File exists"):
+        make(tmp_path / "file")
 
 
 def test_checkpoints_are_whole_or_absent(tmp_path: Path) -> None:
