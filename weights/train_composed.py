@@ -200,18 +200,30 @@ def train_joint(trainer: Trainer, sources: Sources, options: argparse.Namespace)
             trainer.train(batches(clips.clip, first_seed, count, options.workers, collate), validate, until=until)
 
 
+@torch.no_grad()
+def shift_logits(model: AvsMamba, shift: float, channel: int) -> None:
+    """Adds `shift` to every logit: an idle channel of the head becomes the bias that its last convolution lacks."""
+    model.head.refine.weight[channel] = 0
+    assert model.head.refine.bias is not None
+    model.head.refine.bias[channel] = 1
+    model.head.classify.weight[:, channel] = shift
+
+
 def export(options: argparse.Namespace) -> None:
     """Writes the best joint checkpoint's averaged model and the manifest entry."""
     state = load_checkpoint(options.folder / "joint" / options.checkpoint)
     model = AvsMamba(preset(MODEL, input_size=SIZE))
     prefix = "objective.model."
     model.load_state_dict({k.removeprefix(prefix): v for k, v in state["average"].items() if k.startswith(prefix)})
+    if options.shift:
+        shift_logits(model, options.shift, options.idle_channel)
     target = options.out / f"{MODEL}.safetensors"
     provenance = {
         "data": "avset.zip (pictures, masks, recordings), split train; rendered scenes of avsseg, split train",
         "recipe": "weights/train_composed.py",
         "joint_steps": state["step"],
         "minutes": round(state["elapsed_s"] / 60, 1),
+        "logit_shift": options.shift,
         "classes": [*load_sources(options.data).classes[1:]],
     }
     digest = save_model(target, model.eval(), training=provenance, half=True)
@@ -241,6 +253,12 @@ def main() -> None:
     parser.add_argument("--from", dest="start_from", help="weights whose fusion `joint` begins with")
     parser.add_argument("--mute", action="store_true", help="train `joint` without sound")
     parser.add_argument("--checkpoint", default="best.pt", help="what `export` reads: best.pt or last.pt")
+    parser.add_argument(
+        "--shift", type=float, default=0.0, help="`export` adds this to all logits (see MODEL_CARD.md)"
+    )
+    parser.add_argument(
+        "--idle-channel", type=int, default=0, help="a channel of the head that is never on"
+    )
     parser.add_argument("--out", type=Path, default=Path(__file__).parent)
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
