@@ -209,23 +209,56 @@ class _Pool:
             ray.kill(worker)
 
 
+@dataclass(frozen=True)
+class WorkerShare:
+    """How many workers a cluster gets, and the processors and GPUs that each of them reserves."""
+
+    workers: int
+    cpus: int
+    gpus: float
+
+
+def worker_share(nodes: Sequence[Mapping[str, float]], workers: int | None, *, cards: bool) -> WorkerShare:
+    """A share that fits the machines as often as there are workers: one that never fits would be waited for for ever.
+
+    nodes: the "CPU" and "GPU" of each machine. With `cards`, and GPUs in the cluster, only machines with GPUs work, and
+    a GPU is shared by whole numbers of workers. Workers that find no room are not asked for.
+
+    Raises:
+        EnvironmentFault: no machine has a processor to offer.
+    """
+    machines = [(int(node.get("CPU", 0)), int(node.get("GPU", 0))) for node in nodes]
+    gpus = sum(has for processors, has in machines if processors) if cards else 0
+    machines = [(processors, has) for processors, has in machines if processors and (has or not gpus)]
+    if not machines:
+        raise EnvironmentFault("the Ray cluster has no machine with a free processor. Start workers with --num-cpus")
+    count = workers or gpus or len(machines)
+    # of one GPU, or of one machine
+    sharers = -(-count // (gpus or len(machines)))
+    places = [(processors, (has if gpus else 1) * sharers) for processors, has in machines]
+    cpus = max(1, min(processors // wanted for processors, wanted in places))
+    room = sum(min(processors // cpus, wanted) if gpus else processors // cpus for processors, wanted in places)
+    return WorkerShare(min(count, room), cpus, 1 / sharers if gpus else 0.0)
+
+
 @contextlib.contextmanager
 def _pool(ray: Any, workers: int | None, arguments: tuple[Any, ...]) -> Iterator[_Pool]:
-    resources: Mapping[str, float] = ray.cluster_resources()
-    processors, cards = int(resources.get("CPU", 1)), int(resources.get("GPU", 0))
     segment_options, model_options, output_options = arguments
-    use_cards = cards > 0 and (model_options.device == "auto" or model_options.device.startswith("cuda"))
-    count = workers or (cards if use_cards else sum(node["Alive"] for node in ray.nodes()))
-    share = max(1, processors // count)
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    on_cards = model_options.device == "auto" or model_options.device.startswith("cuda")
+    share = worker_share(nodes, workers, cards=on_cards)
+    if share.gpus and model_options.device != "auto":
+        # Ray shows a worker its own card alone, as the first
+        model_options = replace(model_options, device="cuda")
     if model_options.threads is None:
-        model_options = replace(model_options, threads=share)
+        model_options = replace(model_options, threads=share.cpus)
     actor = ray.remote(_Worker).options(
-        num_cpus=min(share, max(1, processors)),
-        num_gpus=cards / count if use_cards and count > cards else int(use_cards),
+        num_cpus=share.cpus,
+        num_gpus=share.gpus,
         max_restarts=0,
         max_concurrency=2,  # `stop` must reach a worker that is at work
     )
-    pool = _Pool(actor, count, (segment_options, model_options, output_options))
+    pool = _Pool(actor, share.workers, (segment_options, model_options, output_options))
     try:
         yield pool
     finally:
