@@ -253,12 +253,8 @@ def main() -> None:
     parser.add_argument("--from", dest="start_from", help="weights whose fusion `joint` begins with")
     parser.add_argument("--mute", action="store_true", help="train `joint` without sound")
     parser.add_argument("--checkpoint", default="best.pt", help="what `export` reads: best.pt or last.pt")
-    parser.add_argument(
-        "--shift", type=float, default=0.0, help="`export` adds this to all logits (see MODEL_CARD.md)"
-    )
-    parser.add_argument(
-        "--idle-channel", type=int, default=0, help="a channel of the head that is never on"
-    )
+    parser.add_argument("--shift", type=float, default=0.0, help="`export` adds this to all logits (see MODEL_CARD.md)")
+    parser.add_argument("--idle-channel", type=int, default=0, help="a channel of the head that is never on")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent)
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
