@@ -47,7 +47,7 @@ BACKBONE_CHANNELS = (32, 64, 160, 320)
 FOREGROUND_WEIGHT = 2.5
 # dice finds the edge of a doubtful object, BCE keeps silent frames empty; with 3 few pixels passed a probability of 0.5
 BCE_WEIGHT = 1.5
-# of frames on which nothing is to be marked, from the middle of the joint stage on
+# of frames on which nothing is to be marked
 SILENT_WEIGHT = 3.0
 SIZE = 128
 # up to which progress, side of the pictures: small first, for more pictures in the same time

@@ -7,11 +7,10 @@ import os
 import random
 import shutil
 import signal
-import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from subprocess import CompletedProcess, Popen
 
@@ -42,17 +41,6 @@ def videos(tmp_path: Path, clip: Path, silent_clip: Path) -> Path:
     shutil.copy(silent_clip, folder / "b.mp4")
     shutil.copy(clip, folder / "sub" / "c.mp4")
     return folder
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 1 MiB."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    if os.name == "nt" or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "none", folder]).returncode:
-        pytest.skip("a small file system cannot be mounted")
-    yield folder
-    subprocess.run(["umount", folder], check=True)
 
 
 def statuses(outcome: CompletedProcess[str]) -> list[str]:

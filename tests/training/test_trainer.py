@@ -6,7 +6,6 @@ import csv
 import itertools
 import math
 import os
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -174,18 +173,6 @@ def test_lines_that_a_full_disk_cut_short_are_dropped(tmp_path: Path) -> None:
     log.write_text(whole + "4,0.0")
     assert make(tmp_path, steps=40).restore()
     assert log.read_text().splitlines() == whole.splitlines()
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 1 MiB."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    if os.name == "nt" or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "none", folder]).returncode:
-        pytest.skip("a small file system cannot be mounted")
-    yield folder
-    # lazily: the exception that a test has caught may still hold PyTorch's open file
-    subprocess.run(["umount", "-l", folder], check=True)
 
 
 def test_a_checkpoint_on_a_full_disk_is_an_error_of_one_line(small_disk: Path) -> None:
