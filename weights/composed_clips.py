@@ -27,7 +27,7 @@ from avsseg.data.compose_sources import VOID, Sources, read_sources
 from avsseg.data.synthetic_shapes import CLASSES as FAMILIES
 from avsseg.media.audio import log_mel_examples
 
-TRAINING = replace(BENCHMARK, one=0.3, two=0.45, several=0.1, none=0.15, smallest=0.015, motion=1.3)
+TRAINING = replace(BENCHMARK, one=0.28, two=0.42, several=0.08, none=0.22, smallest=0.015, motion=1.3)
 
 
 @dataclass(frozen=True)

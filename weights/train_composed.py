@@ -48,7 +48,7 @@ FOREGROUND_WEIGHT = 2.5
 # dice finds the edge of a doubtful object, BCE keeps silent frames empty; with 3 few pixels passed a probability of 0.5
 BCE_WEIGHT = 1.5
 # of frames on which nothing is to be marked
-SILENT_WEIGHT = 3.0
+SILENT_WEIGHT = 2.0
 SIZE = 128
 # up to which progress, side of the pictures: small first, for more pictures in the same time
 PICTURE_PHASES = ((0.9, 96), (1.0, SIZE))
@@ -128,6 +128,18 @@ def pretrained(run: Path, stage: str, prefix: str) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): tensor for name, tensor in average.items() if name.startswith(prefix)}
 
 
+def start(joint: JointObjective, options: argparse.Namespace) -> None:
+    """The encoders of the earlier stages, or with `--whole` everything from finished weights."""
+    if options.whole:
+        joint.model.load_state_dict(load_model(options.start_from).model.state_dict())
+        return
+    joint.model.visual_backbone.load_state_dict(pretrained(options.folder, "visual", "backbone."))
+    joint.model.audio_encoder.load_state_dict(pretrained(options.folder, "audio", "encoder."))
+    joint.audio_head.load_state_dict(pretrained(options.folder, "audio", "head."))
+    if options.start_from:
+        take_fusion(joint.model, options.start_from)
+
+
 def take_fusion(model: AvsMamba, source: str) -> None:
     """Everything between the encoders and the masks, where shapes fit, from other weights: how to match is learned."""
     given = load_model(source).model.state_dict()
@@ -147,10 +159,6 @@ def train(stage: str, options: argparse.Namespace) -> None:
     model = AvsMamba(preset(MODEL, input_size=SIZE))
     settings = TrainerSettings(learning_rate=options.learning_rate, minutes=options.minutes, validate_minutes=10)
     if stage == "joint":
-        model.visual_backbone.load_state_dict(pretrained(options.folder, "visual", "backbone."))
-        model.audio_encoder.load_state_dict(pretrained(options.folder, "audio", "encoder."))
-        if options.start_from:
-            take_fusion(model, options.start_from)
         joint = JointObjective(
             model,
             seen=clips.classes,
@@ -162,7 +170,7 @@ def train(stage: str, options: argparse.Namespace) -> None:
         )
         # it has seen every recording often by now, and a sixth of a step would go into it
         joint.model.audio_encoder.requires_grad_(False)
-        joint.audio_head.load_state_dict(pretrained(options.folder, "audio", "head."))
+        start(joint, options)
         scales = {f"objective.{name}": scale for name, scale in RATE_SCALES.items()}
         trainer = Trainer(
             OnDevice(joint, mute=options.mute).to(device),
@@ -251,6 +259,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device")
     parser.add_argument("--from", dest="start_from", help="weights whose fusion `joint` begins with")
+    parser.add_argument("--whole", action="store_true", help="`joint` goes on from all of --from, its encoders too")
     parser.add_argument("--mute", action="store_true", help="train `joint` without sound")
     parser.add_argument("--checkpoint", default="best.pt", help="what `export` reads: best.pt or last.pt")
     parser.add_argument("--shift", type=float, default=0.0, help="`export` adds this to all logits (see MODEL_CARD.md)")

@@ -69,13 +69,18 @@ class AvsMamba(nn.Module):
         """
         return self.layer_logits(frames, log_mel, last_only=True)[-1]
 
-    def layer_logits(self, frames: Tensor, log_mel: Tensor, *, last_only: bool = False) -> list[Tensor]:
-        """As `forward`, but the logits of every MAD layer; the last is the prediction, the others deep supervision."""
+    def layer_logits(
+        self, frames: Tensor, log_mel: Tensor, *, sounds: int = 1, last_only: bool = False
+    ) -> list[Tensor]:
+        """As `forward`, but the logits of every MAD layer; the last is the prediction, the others deep supervision.
+
+        With `sounds` S to a clip log_mel is (B * S, T, 1, 96, 64), a clip's one behind the other, as are the logits.
+        """
         B, T, _, H, W = frames.shape
         pictures = F.pad(frames.flatten(0, 1), (0, -W % COARSEST_STRIDE, 0, -H % COARSEST_STRIDE))
         features = [feature.unflatten(0, (B, T)) for feature in self.visual_backbone(pictures)]
-        embedding = self.audio_encoder(log_mel.flatten(0, 1)).unflatten(0, (B, T))
-        stages = self.fuse(features, embedding)
+        embedding = self.audio_encoder(log_mel.flatten(0, 1)).unflatten(0, (B * sounds, T))
+        stages = self.fuse(features, embedding, sounds)
         queries = stages.queries[-1:] if last_only else stages.queries
         return [self.head(query, stages.mask_feature.flatten(0, 1))[..., :H, :W] for query in queries]
 

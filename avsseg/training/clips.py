@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from avsseg.data.avsbench import AvsBenchClips, ClipExample
+from avsseg.data.soundtracks import heard_and_silent, side_by_side
 from avsseg.errors import AvssegError
 from avsseg.metrics.object import StrictObjectMetrics, frame_scores
 from avsseg.metrics.semantic import SemanticMetrics
@@ -57,23 +58,35 @@ class ClipOrder(Sampler[list[tuple[int, int]]]):
 class _ByEpoch(Dataset["ClipExample | AvssegError"]):
     """Clips by (epoch, index), so that worker processes know which augmentation to draw.
 
+    With `pair` above 0 each has two soundtracks, and shares its picture with another clip with that probability.
     What is wrong with a file is given as a value: raised in a worker it would lose its type and its message.
     """
 
-    def __init__(self, clips: AvsBenchClips) -> None:
+    def __init__(self, clips: AvsBenchClips, pair: float = 0.0) -> None:
         self.clips = clips
+        self.pair = pair
 
     def __getitem__(self, key: tuple[int, int]) -> ClipExample | AvssegError:
         epoch, index = key
         self.clips.set_epoch(epoch)
         try:
-            return self.clips[index]
+            clip = self.clips[index]
+            if self.pair == 0:
+                return clip
+            rng = np.random.default_rng([self.clips.seed, epoch, index, 1])  # not the draws of the clip itself
+            others = len(self.clips) - 1
+            if others and rng.uniform() < self.pair:
+                return side_by_side(clip, self.clips[(index + 1 + int(rng.integers(others))) % len(self.clips)], rng)
+            return heard_and_silent(clip)
         except AvssegError as error:
             return error
 
 
 def collate(examples: Sequence[ClipExample]) -> ClipBatch:
-    """name: list of B; frames (B, T, H, W, 3), log_mel (B, T, 1, 96, 64), masks (B, T, h, w), annotated (B, T)."""
+    """name: list of B; frames (B, T, H, W, 3), log_mel (B, T, 1, 96, 64), masks (B, T, h, w), annotated (B, T).
+
+    Clips with S soundtracks: log_mel (B, S, T, 1, 96, 64) and masks (B, S, T, h, w).
+    """
     return {
         "name": [example.name for example in examples],
         **{
@@ -89,10 +102,13 @@ def _collate(examples: Sequence[ClipExample | AvssegError]) -> ClipBatch | Avsse
     return errors[0] if errors else collate(good)
 
 
-def clip_batches(clips: AvsBenchClips, order: ClipOrder, workers: int) -> Iterator[ClipBatch]:
-    """Endless batches in that order; the result does not depend on `workers`. Raises DataError or MediaError."""
+def clip_batches(clips: AvsBenchClips, order: ClipOrder, workers: int, *, pair: float = 0.0) -> Iterator[ClipBatch]:
+    """Endless batches in that order; the result does not depend on `workers`. Raises DataError or MediaError.
+
+    With `pair` above 0 each clip has two soundtracks (`avsseg.data.soundtracks`).
+    """
     loader: DataLoader[ClipBatch | AvssegError] = DataLoader(
-        _ByEpoch(clips),  # type: ignore[arg-type]
+        _ByEpoch(clips, pair),  # type: ignore[arg-type]
         batch_sampler=order,
         num_workers=workers,
         collate_fn=_collate,
@@ -149,9 +165,15 @@ class ClipObjective(nn.Module):
         frames, log_mel, masks, annotated = (
             _tensor(batch, name).to(device, non_blocking=True) for name in ("frames", "log_mel", "masks", "annotated")
         )
+        sounds = 1
+        if log_mel.ndim == 6:
+            sounds = log_mel.shape[1]
+            log_mel, masks = log_mel.flatten(0, 1), masks.flatten(0, 1)
+            annotated = annotated.repeat_interleave(sounds, 0)
         if self.mute:
             log_mel = torch.full_like(log_mel, SILENT_LOG_MEL)
-        layer_logits = [logits.float() for logits in self.model.layer_logits(normalise(frames), log_mel)]
+        every_layer = self.model.layer_logits(normalise(frames), log_mel, sounds=sounds)
+        layer_logits = [logits.float() for logits in every_layer]
         share = _share_of_all(annotated.sum())
         if layer_logits[-1].shape[2] > 1:
             loss = semantic_loss(layer_logits, masks, annotated, binary=self.binary, **self.weights)

@@ -159,7 +159,10 @@ class TrainingRun:
         augmentation = None
         if settings.augment:
             augmentation = Augmentation(
-                gain_db=settings.audio_gain_db, noise_db=settings.audio_noise_db or None, mix=settings.audio_mix
+                resize=(1 / settings.resize, settings.resize),
+                gain_db=settings.audio_gain_db,
+                noise_db=settings.audio_noise_db or None,
+                mix=settings.audio_mix,
             )
         root = Path(settings.data)
         self.clips = AvsBenchClips(
@@ -239,7 +242,9 @@ class TrainingRun:
         longer a number, OutputError when the disk refuses, DataError or MediaError for a damaged file.
         """
         order = self._order(first=self.trainer.step * self.settings.accumulate)
-        batches = clip_batches(self.clips, order, self.settings.workers)
+        # of two sounds a muted model hears neither: which of them a picture is to be marked for would be chance
+        pair = 0.0 if self.settings.mute else self.settings.pair
+        batches = clip_batches(self.clips, order, self.settings.workers, pair=pair)
         check = validation(self.val, mute=self.settings.mute) if self.val is not None else None
         try:
             self.trainer.train(batches, check)

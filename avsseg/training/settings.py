@@ -64,9 +64,11 @@ class TrainingSettings:
     layer_weight: float = 1.0  # of earlier decoder layers (deep supervision)
     # augmentation
     augment: bool = True
+    resize: float = 2.0  # largest factor by which clips are made larger or smaller; 1: none
     audio_gain_db: float = 0.0
     audio_noise_db: float = 0.0  # level of white noise in dB, such as -40; 0: none
     audio_mix: float = 0.0
+    pair: float = 0.0  # probability that a clip shares its picture with another; above 0 each has two soundtracks
     # the machine
     seed: int = 0
     workers: int = 1
@@ -102,6 +104,10 @@ class TrainingSettings:
             raise UsageError("--from brings its own model: leave out --backbone, --ablate, --init-visual, --init-audio")
         if not 0 <= self.ema_decay < 1:
             raise UsageError(f"ema_decay is {self.ema_decay}, must be at least 0 (no average) and below 1")
+        if self.resize < 1:
+            raise UsageError(f"resize is {self.resize}, must be 1 (none) or more")
+        if self.pair > 1:
+            raise UsageError(f"pair is {self.pair}, a probability is 0 to 1")
         if self.epochs == 0 and self.minutes == 0:
             raise UsageError("the run would have no end: give epochs or minutes")
 

@@ -76,6 +76,38 @@ def test_loss_is_that_of_the_annotated_frames_alone(scenes: Path) -> None:
     assert set(logged) == {"M_J"}
 
 
+def test_pairs_do_not_depend_on_workers_and_stay_apart_by_epoch(scenes: Path) -> None:
+    clips = AvsBenchClips(scenes, "ms3", "train", size=32, augmentation=Augmentation(), seed=5)
+    found = []
+    for workers in (0, 2):
+        batches = clip_batches(clips, ClipOrder(len(clips), 2, seed=5), workers, pair=0.6)
+        found.append(list(itertools.islice(iter(batches), 6)))
+    for alone, helped in zip(*found, strict=True):
+        assert alone["name"] == helped["name"]
+        for name in ("frames", "log_mel", "masks"):
+            assert torch.equal(alone[name], helped[name])  # type: ignore[arg-type]
+    names = [name for batch in found[0] for name in batch["name"]]
+    shared = [name.split(" + ") for name in names if " + " in name]
+    assert 0 < len(shared) < len(names)
+    assert all(one != other for one, other in shared)
+
+
+def test_loss_of_two_soundtracks_is_that_of_the_clips_one_by_one(scenes: Path) -> None:
+    torch.manual_seed(0)
+    clips = AvsBenchClips(scenes, "ms3", "train", size=32)
+    objective = ClipObjective(AvsMamba(NARROW)).eval()
+    batch = next(iter(clip_batches(clips, ClipOrder(len(clips), 2, seed=0), 0, pair=1.0)))
+    frames, log_mel, masks, annotated = (batch[name] for name in ("frames", "log_mel", "masks", "annotated"))
+    assert isinstance(log_mel, torch.Tensor)
+    assert isinstance(masks, torch.Tensor)
+    assert log_mel.shape[:2] == masks.shape[:2] == (2, 2)
+    apart = [
+        objective({"frames": frames, "log_mel": log_mel[:, s], "masks": masks[:, s], "annotated": annotated})[0]
+        for s in range(2)
+    ]
+    torch.testing.assert_close(objective(batch)[0], (apart[0] + apart[1]) / 2)
+
+
 def test_frozen_statistics_stay(scenes: Path) -> None:
     clips = AvsBenchClips(scenes, "ms3", "train", size=32)
     batch = next(iter(clip_batches(clips, ClipOrder(len(clips), 2, seed=0), 0)))

@@ -76,6 +76,28 @@ def test_interrupted_and_resumed_equals_uninterrupted(tmp_path: Path, quick: Tra
     assert validated(tmp_path / "whole") == validated(tmp_path / "parts")
 
 
+def test_pairs_go_on_where_they_stopped_and_a_muted_run_has_none(tmp_path: Path, quick: TrainingSettings) -> None:
+    paired = replace(quick, pair=0.5, resize=1.5)
+
+    def stop(progress: Progress) -> None:
+        if progress.step == 1:
+            run.trainer.request_stop()
+
+    whole = TrainingRun(tmp_path / "whole", paired)
+    whole.train()
+    run = TrainingRun(tmp_path / "parts", paired, listener=stop)
+    assert run.clips.augmentation is not None
+    assert run.clips.augmentation.resize == (1 / 1.5, 1.5)
+    with pytest.raises(Interrupted):
+        run.train()
+    TrainingRun(tmp_path / "parts", paired, resume=True).train()
+    assert states_equal(tmp_path / "whole" / "last.pt", tmp_path / "parts" / "last.pt")
+    for name, settings in (("muted", replace(paired, mute=True)), ("plain", replace(paired, mute=True, pair=0.0))):
+        TrainingRun(tmp_path / name, settings).train()
+    assert states_equal(tmp_path / "muted" / "last.pt", tmp_path / "plain" / "last.pt")
+    assert not states_equal(tmp_path / "muted" / "last.pt", tmp_path / "whole" / "last.pt")
+
+
 def test_a_run_stopped_in_its_last_step_is_validated_when_it_goes_on(tmp_path: Path, quick: TrainingSettings) -> None:
     def stop(progress: Progress) -> None:
         if progress.step == 4:

@@ -1,0 +1,90 @@
+"""Training clips with two soundtracks each, where the truth of both is known without any label.
+
+A clip in silence has an empty truth. Two clips that share a picture, half of it each, have the truth of either for
+either sound and that of both for the mixture: what is seen is the same, so only the sound can decide.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from avsseg.data.avsbench import ClipExample
+from avsseg.media.audio import log_mel_examples
+
+Heard = Literal["first", "second", "both", "nothing"]
+# the two sounds that only listening tells apart are to meet most often
+SHARES: dict[Heard, float] = {"first": 0.35, "second": 0.35, "both": 0.2, "nothing": 0.1}
+SOUNDTRACKS = 2
+
+
+def heard_and_silent(clip: ClipExample) -> ClipExample:
+    """The clip as it is and in silence: log_mel (2, T, 1, 96, 64) and masks (2, T, h, w), those of silence all 0."""
+    return _with_soundtracks(clip, [(clip.log_mel, clip.masks), (_silence(clip), torch.zeros_like(clip.masks))])
+
+
+def side_by_side(first: ClipExample, second: ClipExample, rng: np.random.Generator) -> ClipExample:
+    """One clip that shows a half of each of two of the same length, with masks of their frames' size; two soundtracks.
+
+    The halves lie beside or above each other; each is the one that holds most of its clip's truth. The soundtracks are
+    two different ones of the first clip's, the second's, both at once and none, by `SHARES`: log_mel
+    (2, T, 1, 96, 64), masks (2, T, h, w). Only frames that both clips annotate are annotated.
+    """
+    axis, swapped = int(rng.integers(1, 3)), bool(rng.integers(2))
+    size = first.masks.shape[axis]
+    frames, masks = [], []
+    for clip, length in ((first, size // 2), (second, size - size // 2)):
+        start = _densest(clip.masks, axis, length, rng)
+        frames.append(clip.frames.narrow(axis, start, length))
+        masks.append(clip.masks.narrow(axis, start, length))
+    nothing = [torch.zeros_like(mask) for mask in masks]
+    sounds = _sounds(first, second)
+    names, shares = list(sounds), np.array([SHARES[name] for name in sounds])
+    soundtracks = []
+    for index in rng.choice(len(names), SOUNDTRACKS, replace=False, p=shares / shares.sum()):
+        heard = names[int(index)]
+        halves = [
+            masks[0] if heard in ("first", "both") else nothing[0],
+            masks[1] if heard in ("second", "both") else nothing[1],
+        ]
+        soundtracks.append((sounds[heard], _joined(halves, axis, swapped)))
+    shared = first._replace(
+        name=f"{first.name} + {second.name}",
+        frames=_joined(frames, axis, swapped),
+        annotated=first.annotated & second.annotated,
+        real=first.real & second.real,
+    )
+    return _with_soundtracks(shared, soundtracks)
+
+
+def _sounds(first: ClipExample, second: ClipExample) -> dict[Heard, Tensor]:
+    """What may be heard; log-mels alone, without waveforms, cannot be mixed."""
+    sounds: dict[Heard, Tensor] = {"first": first.log_mel, "second": second.log_mel, "nothing": _silence(first)}
+    if len(first.waveform) and len(second.waveform):
+        mixture = (first.waveform + second.waveform).clamp(-1, 1)
+        sounds["both"] = log_mel_examples(mixture, [float(t) for t in range(len(first.log_mel))])
+    return sounds
+
+
+def _silence(clip: ClipExample) -> Tensor:
+    return log_mel_examples(torch.zeros(0), [float(t) for t in range(len(clip.log_mel))])
+
+
+def _densest(masks: Tensor, axis: int, length: int, rng: np.random.Generator) -> int:
+    """Where the stretch of that length along an axis of (T, h, w) begins that holds most truth; drawn among equals."""
+    by_line = (masks > 0).sum(dim=[other for other in range(3) if other != axis])
+    inside = by_line.unfold(0, length, 1).sum(-1)
+    best = torch.nonzero(inside == inside.max()).flatten()
+    return int(best[int(rng.integers(len(best)))])
+
+
+def _joined(halves: list[Tensor], axis: int, swapped: bool) -> Tensor:
+    return torch.cat(halves[::-1] if swapped else halves, dim=axis)
+
+
+def _with_soundtracks(clip: ClipExample, soundtracks: list[tuple[Tensor, Tensor]]) -> ClipExample:
+    log_mels, masks = zip(*soundtracks, strict=True)
+    return clip._replace(log_mel=torch.stack(log_mels), masks=torch.stack(masks))

@@ -1,0 +1,121 @@
+"""Two soundtracks to a clip: what is heard with which truth."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from avsseg.data.avsbench import ClipExample
+from avsseg.data.soundtracks import SHARES, heard_and_silent, side_by_side
+from avsseg.media.audio import SAMPLE_RATE_HZ, log_mel_examples
+
+SECONDS = 2
+STARTS = [float(t) for t in range(SECONDS)]
+SILENCE = log_mel_examples(torch.zeros(0), STARTS)
+
+
+def clip(name: str, value: int, frequency: float, *, size: int = 8, left: int = 1, wave: bool = True) -> ClipExample:
+    """Every pixel is `value`; columns `left` to `left` + 2 are the object; the sound is a tone."""
+    time = torch.arange(SECONDS * SAMPLE_RATE_HZ) / SAMPLE_RATE_HZ
+    waveform = 0.4 * torch.sin(2 * torch.pi * frequency * time)
+    masks = torch.zeros(SECONDS, size, size, dtype=torch.uint8)
+    masks[:, :, left : left + 3] = 1
+    return ClipExample(
+        name,
+        "",
+        torch.full((SECONDS, size, size, 3), value, dtype=torch.uint8),
+        log_mel_examples(waveform, STARTS),
+        masks,
+        torch.tensor([True, value < 200]),
+        torch.ones(SECONDS, dtype=torch.bool),
+        waveform if wave else torch.zeros(0),
+    )
+
+
+def drawn(first: ClipExample, second: ClipExample, count: int = 60) -> list[ClipExample]:
+    return [side_by_side(first, second, np.random.default_rng(seed)) for seed in range(count)]
+
+
+def sound_of(log_mel: Tensor, first: ClipExample, second: ClipExample) -> str:
+    sounds = {
+        "first": first.log_mel,
+        "second": second.log_mel,
+        "both": log_mel_examples(first.waveform + second.waveform, STARTS),
+        "nothing": SILENCE,
+    }
+    return next(name for name, sound in sounds.items() if torch.equal(sound, log_mel))
+
+
+def test_silence_has_no_truth() -> None:
+    one = clip("a", 10, 440.0)
+    both = heard_and_silent(one)
+    assert torch.equal(both.log_mel, torch.stack([one.log_mel, SILENCE]))
+    assert torch.equal(both.masks, torch.stack([one.masks, torch.zeros_like(one.masks)]))
+    assert torch.equal(both.frames, one.frames)
+
+
+def test_every_half_is_marked_when_its_clip_is_heard_and_then_alone() -> None:
+    first, second = clip("a", 10, 440.0), clip("b", 90, 1300.0, left=4)
+    heard: dict[str, int] = {}
+    for shared in drawn(first, second):
+        assert shared.log_mel.shape == (2, SECONDS, 1, 96, 64)
+        assert shared.masks.shape == (2, SECONDS, 8, 8)
+        of_first = shared.frames[..., 0] == 10
+        assert of_first.sum() == (shared.frames[..., 0] == 90).sum() == of_first.numel() // 2
+        names = [sound_of(log_mel, first, second) for log_mel in shared.log_mel]
+        assert len(set(names)) == 2
+        for name, masks in zip(names, shared.masks, strict=True):
+            heard[name] = heard.get(name, 0) + 1
+            assert bool((masks[of_first] > 0).any()) == (name in ("first", "both"))
+            assert bool((masks[~of_first] > 0).any()) == (name in ("second", "both"))
+    assert set(heard) == set(SHARES)
+    assert min(heard["first"], heard["second"]) > heard["both"] > heard["nothing"]
+
+
+def test_halves_hold_the_objects() -> None:
+    first, second = clip("a", 10, 440.0), clip("b", 90, 1300.0, left=4)
+    beside = [shared for shared in drawn(first, second) if len(shared.frames[0, 0, :, 0].unique()) == 2]
+    above = [shared for shared in drawn(first, second) if len(shared.frames[0, :, 0, 0].unique()) == 2]
+    assert len(beside) + len(above) == 60
+    assert min(len(beside), len(above)) > 10
+    # all three columns of the object lie in the half; of lines, all are alike, so half of each column does
+    for shared in beside:
+        assert all(masks.sum() in (0, SECONDS * 3 * 8, SECONDS * 6 * 8) for masks in shared.masks)
+    orders = {int(shared.frames[0, 0, 0, 0]) for shared in beside} | {
+        int(shared.frames[0, 0, 0, 0]) for shared in above
+    }
+    assert orders == {10, 90}
+
+
+def test_odd_sizes_keep_their_size() -> None:
+    shared = side_by_side(clip("a", 10, 440.0, size=7), clip("b", 90, 880.0, size=7), np.random.default_rng(0))
+    assert shared.frames.shape == (SECONDS, 7, 7, 3)
+    assert shared.masks.shape == (2, SECONDS, 7, 7)
+
+
+def test_frames_are_annotated_where_both_clips_are() -> None:
+    assert drawn(clip("a", 10, 440.0), clip("b", 220, 880.0), 1)[0].annotated.tolist() == [True, False]
+
+
+def test_sounds_without_waveforms_are_not_mixed() -> None:
+    first, second = clip("a", 10, 440.0), clip("b", 90, 1300.0, wave=False)
+    own = (first.log_mel, second.log_mel, SILENCE)
+    for shared in drawn(first, second):
+        assert all(any(torch.equal(log_mel, sound) for sound in own) for log_mel in shared.log_mel)
+
+
+def test_the_same_draw_gives_the_same_clip() -> None:
+    first, second = clip("a", 10, 440.0), clip("b", 90, 1300.0)
+    one, again = (side_by_side(first, second, np.random.default_rng(5)) for _ in range(2))
+    assert torch.equal(one.log_mel, again.log_mel)
+    assert torch.equal(one.masks, again.masks)
+    assert one.name == "a + b"
+
+
+@pytest.mark.parametrize("left", [0, 3, 5])
+def test_a_half_is_cut_where_the_truth_is(left: int) -> None:
+    shared = drawn(clip("a", 10, 440.0, left=left), clip("b", 90, 1300.0, left=left), 30)
+    lengths = {int(m.sum()) for one in shared for m in one.masks if len(one.frames[0, 0, :, 0].unique()) == 2}
+    assert lengths <= {0, SECONDS * 3 * 8, SECONDS * 6 * 8}
