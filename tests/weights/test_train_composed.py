@@ -1,0 +1,50 @@
+"""The recipe of the default weights: what it does to finished weights."""
+
+from __future__ import annotations
+
+import importlib
+from argparse import Namespace
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+
+from avsseg.model.avs_mamba import AvsMamba
+from avsseg.model.config import preset
+from avsseg.training.objectives import JointObjective
+from avsseg.weights import load_model
+from avsseg.weights.registry import shipped_weights
+
+
+@pytest.fixture
+def recipe(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "weights"))
+    return importlib.import_module("train_composed")
+
+
+def test_a_shift_reaches_every_logit_alike(recipe: ModuleType) -> None:
+    torch.manual_seed(0)
+    model = AvsMamba(preset("avs-mamba-tiny", input_size=32)).eval()
+    channel = 3
+    with torch.no_grad():
+        model.head.refine.weight[channel] = 0
+        model.head.refine.bias[channel] = -1  # never on
+        inputs = (torch.randn(1, 2, 3, 32, 32), torch.randn(1, 2, 1, 96, 64))
+        before = model(*inputs)
+        recipe.shift_logits(model, 0.75, channel)
+        torch.testing.assert_close(model(*inputs), before + 0.75)
+
+
+def test_the_whole_of_finished_weights_or_their_fusion_alone(recipe: ModuleType) -> None:
+    path = shipped_weights()["avs-mamba-tiny"].path
+    finished = load_model(str(path)).model.state_dict()
+    torch.manual_seed(0)
+    joint = JointObjective(AvsMamba(preset("avs-mamba-tiny")), seen=2, heard=2, foreground_weight=1.0)
+    random = {name: tensor.clone() for name, tensor in joint.model.state_dict().items()}
+    recipe.take_fusion(joint.model, str(path))
+    for name, tensor in joint.model.state_dict().items():
+        encoder = name.startswith(("visual_backbone.", "audio_encoder."))
+        assert torch.equal(tensor, random[name] if encoder else finished[name])
+    recipe.start(joint, Namespace(whole=True, start_from=str(path)))
+    assert all(torch.equal(tensor, finished[name]) for name, tensor in joint.model.state_dict().items())
