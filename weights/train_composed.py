@@ -47,8 +47,10 @@ BACKBONE_CHANNELS = (32, 64, 160, 320)
 FOREGROUND_WEIGHT = 2.5
 # dice finds the edge of a doubtful object, BCE keeps silent frames empty; with 3 few pixels passed a probability of 0.5
 BCE_WEIGHT = 1.5
-# of frames on which nothing is to be marked
+# of frames on which nothing is to be marked. M_J leaves them out, so a model that hears nothing is at its best when they
+# do not count: then it marks whatever could sound
 SILENT_WEIGHT = 2.0
+SILENT_WEIGHT_MUTE = 0.0
 SIZE = 128
 # up to which progress, side of the pictures: small first, for more pictures in the same time
 PICTURE_PHASES = ((0.9, 96), (1.0, SIZE))
@@ -165,7 +167,7 @@ def train(stage: str, options: argparse.Namespace) -> None:
             heard=clips.classes,
             foreground_weight=FOREGROUND_WEIGHT,
             bce_weight=BCE_WEIGHT,
-            silent_weight=SILENT_WEIGHT,
+            silent_weight=SILENT_WEIGHT_MUTE if options.mute else SILENT_WEIGHT,
             frozen_statistics=True,
         )
         # it has seen every recording often by now, and a sixth of a step would go into it
