@@ -19,9 +19,10 @@ import contextlib
 import hashlib
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.distributed
 from composed_benchmark import BENCHMARK, VAL_SEEDS
@@ -47,16 +48,16 @@ BACKBONE_CHANNELS = (32, 64, 160, 320)
 FOREGROUND_WEIGHT = 2.5
 # dice finds the edge of a doubtful object, BCE keeps silent frames empty; with 3 few pixels passed a probability of 0.5
 BCE_WEIGHT = 1.5
-# of frames on which nothing is to be marked. M_J leaves them out, so a model that hears nothing is at its best when they
-# do not count: then it marks whatever could sound
+# of frames on which nothing is to be marked. M_J leaves them out, so a model that hears nothing is at its best when
+# they do not count: then it marks whatever could sound
 SILENT_WEIGHT = 2.0
 SILENT_WEIGHT_MUTE = 0.0
 SIZE = 128
 # up to which progress, side of the pictures: small first, for more pictures in the same time
 PICTURE_PHASES = ((0.9, 96), (1.0, SIZE))
-# up to which progress, how many seconds a clip, side of its pictures, clips a step and process: single seconds first,
-# because a step costs by the frame and what sounds is learned from many scenes
-PHASES = ((0.5, 1, 96, 6), (0.85, 3, 96, 2), (1.0, 4, SIZE, 2))
+# up to which progress, how many seconds a clip, side of its pictures, clips a step and process: single seconds, because
+# a step costs by the frame and what sounds is learned from many scenes. Longer clips at the end lowered M_J twice
+PHASES = ((0.85, 1, 96, 6), (1.0, 1, SIZE, 4))
 FIRST_SEED = {"visual": 10_000_000, "audio": 20_000_000, "joint": 30_000_000}
 ENCODER_BATCH = {"visual": 16, "audio": 16}
 # what lies between a picture's two views; seconds of one recording teach less than seconds of two
@@ -90,9 +91,20 @@ class OnDevice(nn.Module):
         return loss, logged
 
 
-def validation(sources: Sources, *, mute: bool) -> Callable[[nn.Module], dict[str, float]]:
-    """Strict M_J and the area on silent frames over the first clips of the fixed val set, at the model's size."""
+def val_clips(sources: Sources) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """The first clips of the fixed val set, at the model's size: frames (T, H, W, 3), log_mel, truth (T, H, W) bool."""
     clips = SplitSources(sources, "val", BENCHMARK)
+    for seed in VAL_SEEDS[:VALIDATION_CLIPS]:
+        clip = compose_clip(clips, seed)
+        views = [clip.scene.paint(t + 0.5, SIZE, SIZE) for t in range(clip.seconds)]
+        frames = torch.from_numpy(np.stack([frame for frame, _ in views]))
+        truth = torch.from_numpy(clip.masks([classes for _, classes in views]))
+        log_mel = log_mel_examples(torch.from_numpy(clip.waveform), [float(t) for t in range(clip.seconds)])
+        yield frames, log_mel, truth
+
+
+def validation(sources: Sources, *, mute: bool) -> Callable[[nn.Module], dict[str, float]]:
+    """Strict M_J and the area on silent frames over `val_clips`."""
 
     @torch.no_grad()
     def validate(objective: nn.Module) -> dict[str, float]:
@@ -101,15 +113,10 @@ def validation(sources: Sources, *, mute: bool) -> Callable[[nn.Module], dict[st
         model = objective.objective.model
         device = next(model.parameters()).device
         ious, areas = [], []
-        for seed in VAL_SEEDS[:VALIDATION_CLIPS]:
-            clip = compose_clip(clips, seed)
-            views = [clip.scene.paint(t + 0.5, SIZE, SIZE) for t in range(clip.seconds)]
-            frames = torch.stack([torch.from_numpy(frame) for frame, _ in views]).to(device)
-            truth = torch.from_numpy(clip.masks([classes for _, classes in views])).to(device)
-            log_mel = log_mel_examples(torch.from_numpy(clip.waveform), [float(t) for t in range(clip.seconds)])
-            if mute:
-                log_mel = torch.full_like(log_mel, SILENT_LOG_MEL)
-            iou, area = iou_and_silent_area(model(normalise(frames)[None], log_mel[None].to(device)), truth[None])
+        for frames, log_mel, truth in val_clips(sources):
+            heard = torch.full_like(log_mel, SILENT_LOG_MEL) if mute else log_mel
+            logits = model(normalise(frames.to(device))[None], heard[None].to(device))
+            iou, area = iou_and_silent_area(logits, truth[None].to(device))
             ious.append(iou)
             areas.append(area)
         m_j, silent_area = float(torch.cat(ious).nanmean()), float(torch.cat(areas).nanmean())
@@ -211,6 +218,23 @@ def train_joint(trainer: Trainer, sources: Sources, options: argparse.Namespace)
 
 
 @torch.no_grad()
+def idle_channel(model: AvsMamba, clips: Iterable[tuple[Tensor, Tensor, Tensor]]) -> int:
+    """A channel of the head that is on in no pixel of any clip."""
+    on = torch.zeros(model.head.refine.out_channels, dtype=torch.bool)
+
+    def watch(_: nn.Module, __: object, output: Tensor) -> None:
+        on.logical_or_((output > 0).any(dim=0).flatten(1).any(dim=1))
+
+    handle = model.head.refine.register_forward_hook(watch)
+    for frames, log_mel, _ in clips:
+        model(normalise(frames)[None], log_mel[None])
+    handle.remove()
+    if on.all():
+        raise SystemExit("every channel of the head is on somewhere: --shift needs one that is not")
+    return int(on.logical_not().nonzero()[0])
+
+
+@torch.no_grad()
 def shift_logits(model: AvsMamba, shift: float, channel: int) -> None:
     """Adds `shift` to every logit: an idle channel of the head becomes the bias that its last convolution lacks."""
     model.head.refine.weight[channel] = 0
@@ -225,8 +249,9 @@ def export(options: argparse.Namespace) -> None:
     model = AvsMamba(preset(MODEL, input_size=SIZE))
     prefix = "objective.model."
     model.load_state_dict({k.removeprefix(prefix): v for k, v in state["average"].items() if k.startswith(prefix)})
+    sources = load_sources(options.data)
     if options.shift:
-        shift_logits(model, options.shift, options.idle_channel)
+        shift_logits(model, options.shift, idle_channel(model.eval(), val_clips(sources)))
     target = options.out / f"{MODEL}.safetensors"
     provenance = {
         "data": "avset.zip (pictures, masks, recordings), split train; rendered scenes of avsseg, split train",
@@ -234,7 +259,7 @@ def export(options: argparse.Namespace) -> None:
         "joint_steps": state["step"],
         "minutes": round(state["elapsed_s"] / 60, 1),
         "logit_shift": options.shift,
-        "classes": [*load_sources(options.data).classes[1:]],
+        "classes": [*sources.classes[1:]],
     }
     digest = save_model(target, model.eval(), training=provenance, half=True)
     manifest = {
@@ -265,7 +290,6 @@ def main() -> None:
     parser.add_argument("--mute", action="store_true", help="train `joint` without sound")
     parser.add_argument("--checkpoint", default="best.pt", help="what `export` reads: best.pt or last.pt")
     parser.add_argument("--shift", type=float, default=0.0, help="`export` adds this to all logits (see MODEL_CARD.md)")
-    parser.add_argument("--idle-channel", type=int, default=0, help="a channel of the head that is never on")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent)
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")

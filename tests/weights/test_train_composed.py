@@ -31,9 +31,22 @@ def test_a_shift_reaches_every_logit_alike(recipe: ModuleType) -> None:
         model.head.refine.weight[channel] = 0
         model.head.refine.bias[channel] = -1  # never on
         inputs = (torch.randn(1, 2, 3, 32, 32), torch.randn(1, 2, 1, 96, 64))
+        model.head.refine.bias[:channel] += 100  # on wherever one looks
         before = model(*inputs)
+        clips = [(torch.randint(0, 256, (2, 32, 32, 3)), torch.randn(2, 1, 96, 64), torch.zeros(2, 32, 32))]
+        assert recipe.idle_channel(model, clips) == channel
         recipe.shift_logits(model, 0.75, channel)
         torch.testing.assert_close(model(*inputs), before + 0.75)
+
+
+def test_a_head_without_an_idle_channel_is_not_shifted(recipe: ModuleType) -> None:
+    model = AvsMamba(preset("avs-mamba-tiny", input_size=32)).eval()
+    with torch.no_grad():
+        assert model.head.refine.bias is not None
+        model.head.refine.bias += 100
+    clips = [(torch.randint(0, 256, (2, 32, 32, 3)), torch.randn(2, 1, 96, 64), torch.zeros(2, 32, 32))]
+    with pytest.raises(SystemExit, match="every channel"):
+        recipe.idle_channel(model, clips)
 
 
 def test_the_whole_of_finished_weights_or_their_fusion_alone(recipe: ModuleType) -> None:
