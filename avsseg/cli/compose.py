@@ -36,7 +36,8 @@ begin with a dot are left out.
 
 No picture and no recording is used in two splits. They are drawn by a hash of the names, about 80 % of a class for
 training, 10 % each for val and test. Files of one folder whose names differ in a number at their end only (walk_001,
-walk_002) count as frames of one recording and stay together, as do equal files; a class of fewer than three
+walk_002) count as frames of one recording and stay together, as do equal files, but names that are numbers alone
+(00001, 00002) count as unrelated: give the frames of a video a prefix, or the tables below. A class of fewer than three
 such groups is in training alone. To choose yourself, add tables; they must list every file:
 
 IMAGES/splits.csv  [dim]columns name (dog/1 for dog/1.jpg), split (train, val or test) and, if wanted, kind (scene, or

@@ -53,7 +53,6 @@ def synth(
     val_clips: Annotated[int, typer.Option(min=0, help="Validation clips.")] = 40,
     test_clips: Annotated[int, typer.Option(min=0, help="Test clips, of textures and sounds not in training.")] = 40,
     seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same dataset.")] = 0,
-    seconds: Annotated[int, typer.Option(min=1, help="Length of a clip.")] = 5,
     size: Annotated[int, typer.Option(min=32, help="Side of frames and masks in pixels.")] = 224,
     jobs: Annotated[int, typer.Option(min=1, help="Processes.")] = 1,
 ) -> None:
@@ -69,7 +68,6 @@ def synth(
         val=val_clips,
         test=test_clips,
         seed=seed,
-        seconds=seconds,
         size=size,
     )
     console = Console(stderr=True)

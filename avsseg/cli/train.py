@@ -124,7 +124,12 @@ def train(
         float | None, typer.Option(help="End after so long; 0: no limit.", show_default=False, rich_help_panel=_HOW)
     ] = None,
     batch: Annotated[
-        int | None, typer.Option(help="Clips a step and process.", show_default=False, rich_help_panel=_HOW)
+        int | None,
+        typer.Option(
+            help="Clips a batch and process; --accumulate batches make a step.",
+            show_default=False,
+            rich_help_panel=_HOW,
+        ),
     ] = None,
     learning_rate: Annotated[float | None, typer.Option(show_default=False, rich_help_panel=_HOW)] = None,
     precision: Annotated[

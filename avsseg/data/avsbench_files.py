@@ -18,6 +18,7 @@ from avsseg.media.probe import probe
 
 # clips last 5 or 10 s: a longer file is none of a dataset's
 LONGEST_SOUND_S = 600
+LARGEST_GAP_S = 0.25  # by which the sound of a damaged video may end before the video
 _UNFINISHED_SIZES = 0x7FFF0000  # in the header of a wav that was written into a pipe
 
 
@@ -105,7 +106,14 @@ def video_sound(path: Path) -> NDArray[np.float32]:
         raise MediaError(path, f"its sound cannot be decoded, ffmpeg {reader.failure}", reader.last_error)
     if not blocks:
         raise DataError(f"{printable(path)}: has no sound")
-    return np.concatenate(blocks)
+    waveform = np.concatenate(blocks)
+    missing_s = (info.duration_s or 0.0) - len(waveform) / SAMPLE_RATE_HZ
+    if reader.error_lines and missing_s > LARGEST_GAP_S:
+        # ffmpeg ends with code 0 whatever it met
+        raise MediaError(
+            path, f"its sound ends {missing_s:.1f} s before the video, which is damaged", reader.last_error
+        )
+    return waveform
 
 
 class _NotPcmError(DataError):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import multiprocessing
+import signal
 import wave
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -200,6 +201,8 @@ _in_process: tuple[Callable[[Any, Any, int], Any], Any]
 
 def _receive(write: Callable[[Any, Any, int], Any], context: Any) -> None:
     global _in_process
+    # the process that started this one decides what Ctrl-C means
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     _in_process = write, context
 
 

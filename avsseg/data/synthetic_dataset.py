@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from avsseg.data.avsbench_layout import SECONDS
 from avsseg.data.layout_writer import (
     Subset,
     clip_seeds,
@@ -49,6 +50,10 @@ class SynthSettings:
     frame_rate: int = 20
     size: int = 224
     height: int = 240
+
+    def __post_init__(self) -> None:
+        if self.seconds != SECONDS:
+            raise UsageError(f"clips of {self.seconds} s: AVSBench's layout has clips of {SECONDS} s")
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,7 @@ from avsseg.data.avss_classes import CLASS_NAMES
 from avsseg.errors import AvssegError, DataError, EnvironmentFault, UsageError, printable
 from avsseg.model.avs_mamba import AvsMamba
 from avsseg.model.config import AvsMambaConfig, preset
+from avsseg.pipeline.scoring import is_out_of_memory
 from avsseg.pipeline.segment import resolve_device
 from avsseg.training.checkpoints import load_checkpoint
 from avsseg.training.clips import ClipObjective, ClipOrder, clip_batches, validation
@@ -57,6 +58,11 @@ def build_model(settings: TrainingSettings) -> AvsMamba:
     """
     if settings.start_from:
         loaded = load_model(settings.start_from)
+        if loaded.input_size != settings.size:
+            logger.warning(
+                "%s works at %d pixels and is trained at %d from here on. Give --size %d to keep its size",
+                printable(settings.start_from), loaded.input_size, settings.size, loaded.input_size,
+            )  # fmt: skip
         config = AvsMambaConfig.from_dict(
             {
                 **loaded.config.to_dict(),
@@ -251,6 +257,15 @@ class TrainingRun:
         except Interrupted:
             self._leave()
             raise
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            with contextlib.suppress(AvssegError):
+                self._leave()
+            raise EnvironmentFault(
+                f"{printable(self.folder)}: memory ran out. Give a smaller --batch, with --accumulate, or a smaller "
+                "--size; what the run has so far is kept"
+            ) from error
         except AvssegError as error:
             model = self.folder / "best.safetensors"
             # the first error is the one to be told

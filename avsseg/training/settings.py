@@ -85,6 +85,9 @@ class TrainingSettings:
                 object.__setattr__(self, field.name, float(value))
             elif not isinstance(value, wanted) or (wanted is int and isinstance(value, bool)):
                 raise UsageError(f"{field.name} is {value!r}, must be {wanted.__name__}")
+            if isinstance(value, str) and not _is_unicode(value):
+                # TOML, which keeps the settings, is UTF-8
+                raise UsageError(f"{printable(value)}: the name is not UTF-8. Rename it, or give a link to it")
         _one_of("subset", self.subset, ("s4", "ms3", "avss"))
         _one_of("model", self.model, tuple(PRESETS))
         _one_of("ablate", self.ablate, ("", *ABLATIONS))
@@ -115,6 +118,14 @@ class TrainingSettings:
     def num_classes(self) -> int:
         """1 for the object subsets, 71 for AVSS."""
         return 71 if self.subset == "avss" else 1
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
@@ -166,7 +177,7 @@ def with_changes(settings: TrainingSettings, changes: Mapping[str, Any], *, wher
 def read_toml(path: Path) -> dict[str, Any]:
     """The values of a settings file. Raises UsageError."""
     try:
-        return tomllib.loads(path.read_text())
+        return tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UsageError(f"{printable(path)}: cannot be read ({error.strerror})") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
@@ -178,4 +189,4 @@ def write_toml(path: Path, settings: TrainingSettings) -> None:
     # JSON's strings, numbers and booleans are TOML's too, and nothing here is nested
     lines = [f"{name} = {json.dumps(value, ensure_ascii=False)}" for name, value in asdict(settings).items()]
     with written_whole(path) as partial:
-        partial.write_text("\n".join(lines) + "\n")
+        partial.write_text("\n".join(lines) + "\n", encoding="utf-8")

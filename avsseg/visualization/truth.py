@@ -69,7 +69,7 @@ def _read_mask(path: Path) -> NDArray[np.bool_]:
         with Image.open(path) as picture:
             # the values of a palette are classes; converting them to grey would make new ones
             pixels = np.asarray(picture if picture.mode in ("P", "L", "1") else picture.convert("L"))
-    except (OSError, UnidentifiedImageError) as error:
+    except (OSError, UnidentifiedImageError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise DataError(f"{printable(path)}: cannot be read as a picture ({error}). Remove or replace it") from error
     sounding: NDArray[np.bool_] = pixels > 0
     return sounding

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -245,3 +246,15 @@ def test_progress_counts_every_clip(tmp_path: Path, object_set: Callable[..., Pa
     check_dataset(tmp_path, ["ms3"], started=announced.append, advanced=lambda: done.append(1))
     assert announced == [3]
     assert len(done) == 3
+
+
+def test_the_sound_of_a_video_that_is_cut_short_is_no_remedy(
+    tmp_path: Path, object_set: Callable[..., Path], truncated_clip: Path
+) -> None:
+    data = object_set(tmp_path, "ms3")
+    (data / "audio_wav/val/clip_val.wav").unlink()
+    (data / "raw_videos").mkdir()
+    shutil.copy(truncated_clip, data / "raw_videos/clip_val.mp4")
+    found = reports_of(tmp_path, "ms3", fix_audio=True)["val"]
+    assert "before the video, which is damaged" in found.problems[0].message
+    assert not (data / "audio_wav/val/clip_val.wav").exists()

@@ -119,10 +119,16 @@ def test_missing_and_damaged_files_are_named(s4: Path, tmp_path: Path) -> None:
 
 def test_synth_command(tmp_path: Path) -> None:
     arguments = ["synth", str(tmp_path / "set"), "--clips", "1", "--val-clips", "0", "--test-clips", "0"]
-    result = CliRunner().invoke(app, [*arguments, "--size", "32", "--seconds", "2"])
+    result = CliRunner().invoke(app, [*arguments, "--size", "32"])
     assert result.exit_code == 0, result.output
     assert result.stdout.strip() == str(tmp_path / "set")
-    assert len(list((tmp_path / "set").rglob("*.png"))) == 4
+    assert len(list((tmp_path / "set").rglob("*.png"))) == 10
+    assert len(list_clips(tmp_path / "set", "ms3", "train")) == 1
+
+
+def test_clips_have_the_length_that_is_read() -> None:
+    with pytest.raises(UsageError, match="clips of 5 s"):
+        SynthSettings(seconds=3)
 
 
 def test_clip_of_two_objects_in_turn(tmp_path: Path) -> None:

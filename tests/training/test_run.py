@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import math
 import os
 import shutil
+import signal
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,9 +16,11 @@ import pytest
 import torch
 import torch.multiprocessing
 
-from avsseg.errors import AvssegError, DataError, OutputError, UsageError
+from avsseg.data.avsbench import AvsBenchClips
+from avsseg.errors import AvssegError, DataError, EnvironmentFault, OutputError, UsageError
 from avsseg.model.backbones.vim import VIM, Vim
 from avsseg.training.checkpoints import load_checkpoint
+from avsseg.training.clips import ClipOrder, clip_batches
 from avsseg.training.distributed import process_group
 from avsseg.training.run import TrainingRun, build_model, frozen_statistics
 from avsseg.training.settings import TrainingSettings
@@ -196,6 +200,35 @@ def test_a_loss_that_is_no_number_names_the_clips(tmp_path: Path, quick: Trainin
         parameter.data.fill_(float("nan"))
     with pytest.raises(AvssegError, match=r"the loss is nan at step 0 \(clips train_\d+, train_\d+\)"):
         run.train()
+
+
+def test_out_of_memory_says_what_to_do_and_keeps_the_best(
+    tmp_path: Path, quick: TrainingSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = TrainingRun(tmp_path / "run", quick)
+    forward, steps = run.trainer.objective.forward, itertools.count()
+
+    def exhausted(batch: object) -> object:
+        if next(steps) == 3:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return forward(batch)
+
+    monkeypatch.setattr(run.trainer.objective, "forward", exhausted)
+    with pytest.raises(EnvironmentFault, match=r"memory ran out\. Give a smaller --batch"):
+        run.train()
+    assert (tmp_path / "run" / "best.safetensors").exists()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="there is no SIGKILL")
+def test_a_killed_loader_says_what_to_do(scenes: Path, quick: TrainingSettings) -> None:
+    clips = AvsBenchClips(scenes, "ms3", "train", size=32)
+    batches = clip_batches(clips, ClipOrder(len(clips), 1, seed=0), 1)
+    next(batches)
+    for child in torch.multiprocessing.active_children():
+        assert child.pid is not None
+        os.kill(child.pid, signal.SIGKILL)
+    with pytest.raises(EnvironmentFault, match="--workers 0"):
+        list(itertools.islice(batches, 20))
 
 
 def test_the_best_model_outlives_a_loss_that_is_no_number(tmp_path: Path, quick: TrainingSettings) -> None:

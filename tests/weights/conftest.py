@@ -52,7 +52,7 @@ class _Handler(BaseHTTPRequestHandler):
         if does.statuses:
             self.send_error(does.statuses.pop(0))
             return
-        if does.redirect:
+        if does.redirect and self.path != "/direct":
             self.send_response(302)
             self.send_header("Location", does.redirect)
             self.end_headers()

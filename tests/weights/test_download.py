@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import io
 import json
 import os
 import random
@@ -11,7 +12,10 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.parse
+import urllib.request
 from collections.abc import Callable
+from http.client import HTTPMessage
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +23,7 @@ import pytest
 
 from avsseg.errors import OutputError, WeightsError
 from avsseg.weights import download as module
-from avsseg.weights.download import Patience, WrongContentError, download, is_offline
+from avsseg.weights.download import Patience, WrongContentError, _CheckedRedirects, download, is_offline
 
 BODY = random.Random(0).randbytes(1_000_003)
 DIGEST = hashlib.sha256(BODY).hexdigest()
@@ -208,11 +212,30 @@ def test_only_https_and_this_machine(target: Path, url: str) -> None:
     assert not target.parent.exists()
 
 
+def test_a_redirect_is_followed_also_when_a_download_goes_on(server: Any, target: Path) -> None:
+    url, does = server
+    does.body, does.redirect = BODY, urllib.parse.urljoin(url, "/direct")
+    does.cuts = [len(does.body) // 2]
+    download(url, target, patience=QUICK)
+    assert target.read_bytes() == does.body
+    again = [request for request in does.requests if "Range" in request]
+    assert again
+    assert all("If-Range" in request for request in again)
+
+
+def test_a_redirect_does_not_leave_https() -> None:
+    request = urllib.request.Request("https://example.org/weights.pth")
+    with pytest.raises(WeightsError, match="leads from https"):
+        _CheckedRedirects().redirect_request(
+            request, io.BytesIO(), 302, "", HTTPMessage(), "http://127.0.0.1/weights.pth"
+        )
+
+
 def test_redirects_are_followed_only_to_allowed_addresses(server: Any, target: Path) -> None:
     url, does = server
     for place in ("http://example.org/x.pth", "ftp://localhost/x"):
         does.redirect = place
-        with pytest.raises(WeightsError):
+        with pytest.raises(WeightsError, match="refused, weights are only downloaded over https"):
             download(url, target, patience=QUICK)
     assert left(target) == set()
 
