@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from avsseg.data.avsbench import AvsBenchClips, ClipExample
 from avsseg.data.soundtracks import heard_and_silent, side_by_side
-from avsseg.errors import AvssegError, EnvironmentFault
+from avsseg.errors import AvssegError
 from avsseg.metrics.object import StrictObjectMetrics, frame_scores
 from avsseg.metrics.semantic import SemanticMetrics
 from avsseg.model.avs_mamba import AvsMamba, normalise
@@ -116,15 +116,7 @@ def clip_batches(clips: AvsBenchClips, order: ClipOrder, workers: int, *, pair: 
         pin_memory=torch.cuda.is_available(),
         worker_init_fn=prepare_worker,
     )
-    batches = iter(loader)
-    while True:
-        try:
-            batch = next(batches)
-        except RuntimeError as error:
-            if workers and "DataLoader worker" in str(error):
-                message = "a process that loads data was killed, for lack of memory most likely. Use --workers 0"
-                raise EnvironmentFault(message) from error
-            raise
+    for batch in loader:
         if isinstance(batch, AvssegError):
             raise batch
         yield batch

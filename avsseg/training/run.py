@@ -258,14 +258,15 @@ class TrainingRun:
             self._leave()
             raise
         except (MemoryError, RuntimeError) as error:
-            if not is_out_of_memory(error):
+            if is_out_of_memory(error):
+                what = "memory ran out. Give a smaller --batch, with --accumulate, or a smaller --size"
+            elif "DataLoader worker" in str(error):  # PyTorch raises it wherever the signal comes
+                what = "a process that loads data was killed, for lack of memory most likely. Use --workers 0"
+            else:
                 raise
             with contextlib.suppress(AvssegError):
                 self._leave()
-            raise EnvironmentFault(
-                f"{printable(self.folder)}: memory ran out. Give a smaller --batch, with --accumulate, or a smaller "
-                "--size; what the run has so far is kept"
-            ) from error
+            raise EnvironmentFault(f"{printable(self.folder)}: {what}; what the run has so far is kept") from error
         except AvssegError as error:
             model = self.folder / "best.safetensors"
             # the first error is the one to be told

@@ -16,11 +16,9 @@ import pytest
 import torch
 import torch.multiprocessing
 
-from avsseg.data.avsbench import AvsBenchClips
 from avsseg.errors import AvssegError, DataError, EnvironmentFault, OutputError, UsageError
 from avsseg.model.backbones.vim import VIM, Vim
 from avsseg.training.checkpoints import load_checkpoint
-from avsseg.training.clips import ClipOrder, clip_batches
 from avsseg.training.distributed import process_group
 from avsseg.training.run import TrainingRun, build_model, frozen_statistics
 from avsseg.training.settings import TrainingSettings
@@ -220,15 +218,18 @@ def test_out_of_memory_says_what_to_do_and_keeps_the_best(
 
 
 @pytest.mark.skipif(os.name == "nt", reason="there is no SIGKILL")
-def test_a_killed_loader_says_what_to_do(scenes: Path, quick: TrainingSettings) -> None:
-    clips = AvsBenchClips(scenes, "ms3", "train", size=32)
-    batches = clip_batches(clips, ClipOrder(len(clips), 1, seed=0), 1)
-    next(batches)
-    for child in torch.multiprocessing.active_children():
-        assert child.pid is not None
-        os.kill(child.pid, signal.SIGKILL)
+def test_a_killed_loader_says_what_to_do_and_keeps_the_best(tmp_path: Path, quick: TrainingSettings) -> None:
+    def kill(progress: Progress) -> None:
+        if progress.step == 3:
+            for child in torch.multiprocessing.active_children():
+                assert child.pid is not None
+                os.kill(child.pid, signal.SIGKILL)
+                child.join()
+
+    run = TrainingRun(tmp_path / "run", replace(quick, workers=1, epochs=50), listener=kill)
     with pytest.raises(EnvironmentFault, match="--workers 0"):
-        list(itertools.islice(batches, 20))
+        run.train()
+    assert (tmp_path / "run" / "best.safetensors").exists()
 
 
 def test_the_best_model_outlives_a_loss_that_is_no_number(tmp_path: Path, quick: TrainingSettings) -> None:
