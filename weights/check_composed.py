@@ -13,7 +13,7 @@ import argparse
 import json
 from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -129,6 +129,23 @@ def score(items: Iterator[Outcome], names: tuple[str, ...]) -> tuple[dict[str, A
     return result, ranked
 
 
+def shifted(item: Outcome, shift: float) -> Outcome:
+    """The outcome with `shift` added to every logit."""
+    odds = item.probability / (1 - item.probability).clip(1e-7) * np.float32(np.exp(shift))
+    return replace(item, probability=odds / (1 + odds))
+
+
+def compare_shifts(items: list[Outcome], shifts: list[float], names: tuple[str, ...]) -> dict[str, dict[str, float]]:
+    """M_J, area marked where nothing sounds, and right ones of two, by what is added to the logits."""
+    found = {}
+    for shift in shifts:
+        result, _ = score((shifted(item, shift) for item in items), names)
+        right = result["two_objects_one_sounds"]["sounding_above_silent"]
+        area = result["false_positive_area"]
+        found[f"{shift:g}"] = {"M_J": result["M_J"], "false_positive_area": area, "sounding_above_silent": right}
+    return found
+
+
 def _one_of_two(item: Outcome, t: int) -> bool:
     areas = [(item.classes[t] == k).sum() for k in item.clip.objects]
     audible = [bool((item.truth[t] & (item.classes[t] == k)).any()) for k in item.clip.objects]
@@ -161,6 +178,7 @@ def main() -> None:
     parser.add_argument("--split", choices=["val", "test"], default="val")
     parser.add_argument("--clips", type=int, default=0, help="only the first so many")
     parser.add_argument("--mute", action="store_true", help="play silence to the model, for one trained without sound")
+    parser.add_argument("--shifts", help="compare what adding these to all logits would do: 0,0.25,0.5")
     parser.add_argument("--strips", type=Path, help="PNG with the best, middle and worst clips")
     options = parser.parse_args()
     loaded = load_model(options.model)
@@ -168,6 +186,10 @@ def main() -> None:
     seeds = VAL_SEEDS if options.split == "val" else TEST_SEEDS
     seeds = seeds[: options.clips] if options.clips else seeds
     found = outcomes(loaded.model, sources, options.split, seeds, mute=options.mute)
+    if options.shifts:
+        shifts = [float(shift) for shift in options.shifts.split(",")]
+        print(json.dumps(compare_shifts(list(found), shifts, sources.classes), indent=2))
+        return
     result, ranked = score(found, sources.classes)
     print(json.dumps({"model": options.model, "split": options.split, "clips": len(seeds), **result}, indent=2))
     if options.strips:

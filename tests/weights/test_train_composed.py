@@ -39,6 +39,15 @@ def test_a_shift_reaches_every_logit_alike(recipe: ModuleType) -> None:
         torch.testing.assert_close(model(*inputs), before + 0.75)
 
 
+def test_shifts_are_compared_as_they_would_be_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "weights"))
+    check = importlib.import_module("check_composed")
+    logits = torch.linspace(-9, 9, 50)
+    outcome = check.Outcome(None, None, None, None, logits.sigmoid().numpy())
+    found = torch.from_numpy(check.shifted(outcome, 0.75).probability)
+    torch.testing.assert_close(found, (logits + 0.75).sigmoid(), atol=1e-5, rtol=1e-4)
+
+
 def test_a_head_without_an_idle_channel_is_not_shifted(recipe: ModuleType) -> None:
     model = AvsMamba(preset("avs-mamba-tiny", input_size=32)).eval()
     with torch.no_grad():
