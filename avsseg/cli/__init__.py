@@ -15,7 +15,7 @@ import typer
 
 import avsseg
 from avsseg.cli import bench, data, evaluate, info, run, train, visualize, weights
-from avsseg.errors import AvssegError
+from avsseg.errors import AvssegError, printable
 
 # as a shell reports a program that a signal ended: 128 + the signal
 INTERRUPTED = 130
@@ -103,7 +103,9 @@ def _run() -> NoReturn:
     except Exception as error:
         if debug:
             traceback.print_exc()
-        print(f"avsseg: unexpected {type(error).__name__}: {error}. --debug shows where", file=sys.stderr)
+        print(
+            f"avsseg: unexpected {type(error).__name__}: {printable(str(error))}. --debug shows where", file=sys.stderr
+        )
         sys.exit(AvssegError.exit_code)
     sys.exit(0)
 

@@ -253,9 +253,17 @@ def _duration(described: list[str], log: list[str]) -> float | None:
     return seconds if seconds > 0 else None
 
 
+NTSC_RATES = (24, 30, 48, 60, 120)  # times 1000 / 1001
+
+
 def _frame_rate(video: str) -> float | None:
     found = re.search(r", (\d+(?:\.\d+)?)(k?) (?:fps|tbr)", video)
-    return float(found[1]) * (1000 if found[2] else 1) if found else None
+    if found is None:
+        return None
+    rate = float(found[1]) * (1000 if found[2] else 1)
+    # ffmpeg prints two decimals, by which an hour of film would drift by 14 frames
+    exact = next((n * 1000 / 1001 for n in NTSC_RATES if abs(rate - n * 1000 / 1001) < 0.005), None)
+    return exact or rate
 
 
 def _colours(video: str) -> tuple[str | None, str | None, str | None, str | None]:

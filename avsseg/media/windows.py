@@ -230,8 +230,7 @@ class _Decoder:
         read_s = self._start_s + self._frames.count / self._rate
         # MPEG streams announce nothing: ffmpeg takes the last timestamp, to which time may have jumped.
         length_s = None if self._info.container in ("mpegts", "mpeg") else self._info.duration_s
-        ends = [end for end in (length_s, self._end_s) if end is not None]
-        announced_s = min(ends, default=read_s)
+        announced_s = read_s if length_s is None else min(length_s, self._end_s or length_s)
         missing_s = max(0.0, announced_s - read_s)
         heard_s = self._examples.drain(announced_s) if missing_s > MISSING_TOLERANCE_S else announced_s
         complained, unheard = self._frames.error_lines, self._sound.error_lines

@@ -150,7 +150,8 @@ def attempt(position: int, job: Job, setup: Setup) -> InputResult:
         reason = str(error)
         if not isinstance(error, AvssegError):
             # a defect of ours that one file brings out must not cost the user the other files
-            reason = f"{printable(job.input)}: unexpected {type(error).__name__}: {error}. --debug shows where"
+            what = f"unexpected {type(error).__name__}: {printable(str(error))}"
+            reason = f"{printable(job.input)}: {what}. --debug shows where"
         elif error.exit_code != AvssegError.exit_code:
             raise
         result = InputResult(job.input, "failed", error=reason)

@@ -127,6 +127,9 @@ def find_inputs(
             several = True
             base = _fixed_part(argument)
             matches = sorted(set(_matches(base, Path(argument).parts[len(base.parts) :])))
+            if exclude is not None:
+                # results of an earlier run of the same command are no inputs; a pattern within --out is meant so
+                matches = [path for path in matches if _is_below(base, exclude) or not _is_below(path, exclude)]
             if not matches:
                 unmatched.append(Path(argument))
             for path in matches:
@@ -280,6 +283,11 @@ def _refuse_collisions(jobs: Sequence[Job]) -> None:
             raise UsageError(
                 f"{printable(path)}: lies inside the folder of masks {printable(folder)}; choose another --out"
             )
+
+
+def _is_below(path: Path, folder: Path) -> bool:
+    """Whether a path is a folder or lies inside it."""
+    return Path(_real(path)).is_relative_to(_real(folder))
 
 
 def _videos_in(folder: Path, *, recursive: bool, exclude: Path | None) -> tuple[list[Path], list[Path]]:

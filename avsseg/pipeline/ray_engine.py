@@ -152,7 +152,8 @@ def _dispatch(
         worker, task = running.pop(reference)
         try:
             outcome = ray.get(reference)
-        except ray.exceptions.RayActorError as error:
+        # when a machine runs short of memory Ray kills a worker, and says so in another way
+        except (ray.exceptions.RayActorError, ray.exceptions.OutOfMemoryError) as error:
             logger.debug("the worker of %s died", task.job.input, exc_info=True)
             pool.lose(worker)
             if task.tries < TRIES:

@@ -87,9 +87,10 @@ class IntervalWriter:
     def _line(self, stretch: _Stretch) -> list[str]:
         settings, masks = self._settings, stretch.last - stretch.first + 1
         end_s = settings.start_s + (stretch.last + 1) / settings.rate
-        # the last mask stands for the rest of the video, which may be shorter than its interval
+        # the last mask stands for the rest of the video, which may be shorter than its interval; an end before that
+        # mask is one that a header announces too early
         for limit in (settings.end_s, self._info.duration_s):
-            if limit is not None and limit > settings.start_s + stretch.first / settings.rate:
+            if limit is not None and limit > settings.start_s + stretch.last / settings.rate:
                 end_s = min(end_s, limit)
         return [
             f"{settings.start_s + stretch.first / settings.rate:.3f}",

@@ -9,7 +9,7 @@ import pytest
 
 from avsseg.errors import EnvironmentFault, MediaError
 from avsseg.media.ffmpeg import find_ffmpeg
-from avsseg.media.probe import probe
+from avsseg.media.probe import _frame_rate, probe
 
 
 @pytest.mark.parametrize(
@@ -237,3 +237,19 @@ def test_a_name_that_is_not_utf8_is_read(each_ffmpeg, barcode_video, tmp_path):
     path = tmp_path / os.fsdecode(b"caf\xe9 \xff.mp4")
     shutil.copy(barcode_video("plain").path, path)
     assert probe(path).width == 160
+
+
+@pytest.mark.parametrize(
+    ("line", "rate"),
+    [
+        ("Video: h264, yuv420p, 1920x1080, 23.98 fps, 23.98 tbr, 90k tbn", 24000 / 1001),
+        ("Video: h264, yuv420p, 1920x1080, 29.97 fps", 30000 / 1001),
+        ("Video: h264, yuv420p, 1920x1080, 59.94 tbr", 60000 / 1001),
+        ("Video: h264, yuv420p, 1920x1080, 24 fps", 24.0),
+        ("Video: h264, yuv420p, 1920x1080, 23.9 fps", 23.9),
+        ("Video: h264, yuv420p, 1920x1080, 1k fps", 1000.0),
+        ("Video: h264, yuv420p, 1920x1080", None),
+    ],
+)
+def test_a_rounded_frame_rate_is_made_exact(line, rate):
+    assert _frame_rate(line) == rate

@@ -153,6 +153,13 @@ def test_the_picture_decides_the_end_and_not_a_header_that_says_less(each_ffmpeg
     assert windows.warnings == ()
 
 
+@pytest.mark.parametrize("name", ["transport_stream", "no_duration"])
+def test_an_end_past_that_of_a_video_of_unknown_length_is_no_damage(name, barcode_video):
+    with clip_windows(probe(barcode_video(name).path), size=64, end_s=60.0) as windows:
+        assert list(windows)
+    assert (windows.damaged, windows.warnings) == (False, ())
+
+
 def test_joined_transport_streams_are_whole_and_undamaged(each_ffmpeg, encode_barcodes, tmp_path):
     part = tmp_path / "part.ts"
     tone = ("-f", "lavfi", "-i", "sine=duration=3")

@@ -107,13 +107,13 @@ def test_a_defect_that_one_file_brings_out_is_reported_for_that_file(
 
     def defective(path: Path) -> object:
         if path == clip:
-            raise ZeroDivisionError("division by zero")
+            raise ZeroDivisionError("division\nby zero")
         return probe(path)
 
     monkeypatch.setattr(batch, "probe", defective)
     results = run([Job(path, {"coco": tmp_path / f"{path.stem}.json"}) for path in (clip, silent_clip)])
     assert [result.status for result in results] == ["failed", "done"]
-    assert "unexpected ZeroDivisionError: division by zero" in results[0].error
+    assert "unexpected ZeroDivisionError: division\\nby zero" in results[0].error
 
 
 def test_finished_results_are_kept_and_only_missing_ones_made(clip: Path, tmp_path: Path) -> None:

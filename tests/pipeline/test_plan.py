@@ -79,6 +79,17 @@ def test_the_output_folder_is_not_searched(tree: Path) -> None:
     assert mirrored(inputs) == ["a.mp4"]
 
 
+def test_a_pattern_does_not_search_the_output_folder_unless_it_lies_there(tree: Path) -> None:
+    everything = mirrored(find_inputs([str(tree / "*")], recursive=True))
+    outside = [name for name in everything if not name.startswith("sub/")]
+    assert len(outside) < len(everything)
+    assert mirrored(find_inputs([str(tree / "*")], recursive=True, exclude=tree / "sub")) == outside
+    assert mirrored(find_inputs([str(tree / "**" / "*.MOV")], exclude=tree / "sub" / "deeper")) == ["sub/b.MOV"]
+    assert mirrored(find_inputs([str(tree / "*")], recursive=True, exclude=tree)) == everything
+    within = [str(tree / "sub" / "*")]
+    assert mirrored(find_inputs(within, exclude=tree / "sub")) == mirrored(find_inputs(within))
+
+
 def test_a_loop_of_links_ends(tree: Path) -> None:
     (tree / "sub" / "loop").symlink_to(tree)
     assert len(find_inputs([str(tree)], recursive=True).found) == 3

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
@@ -10,7 +11,7 @@ import pytest
 
 from avsseg.errors import OutputError
 from avsseg.writers import base
-from avsseg.writers.base import PartialOutput, blocking, is_mask_folder, remove_leftovers
+from avsseg.writers.base import PartialOutput, blocking, fsync, is_mask_folder, remove_leftovers
 
 OLD_LISTING = json.dumps({"settings": {}, "masks": [{"file_name": "00007.png"}]})
 
@@ -264,3 +265,14 @@ def test_a_run_whose_folder_is_taken_for_a_leftover_before_it_is_locked_makes_an
     output.path.write_text("whole")
     output.commit()
     assert [path.name for path in tmp_path.iterdir()] == ["o.json"]
+
+
+def test_a_folder_that_cannot_be_synced_keeps_its_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(descriptor: int) -> None:
+        raise OSError(errno.EINVAL, "Invalid argument")
+
+    monkeypatch.setattr("os.fsync", refuse)
+    fsync(tmp_path)
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match="Invalid argument"):
+        fsync(tmp_path / "file")

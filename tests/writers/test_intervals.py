@@ -51,6 +51,14 @@ def test_each_stretch_of_sound_is_a_line(
     assert float(lines[1]["score"]) == 0.9
 
 
+def test_an_end_that_is_announced_too_early_cuts_nothing(
+    tmp_path: Path, info: VideoInfo, track_settings: Callable[..., TrackSettings]
+) -> None:
+    masks = [quarter(k, 0.9) for k in range(6)]
+    (line,) = write(tmp_path / "when.csv", replace(info, duration_s=2.0), track_settings(), masks)
+    assert (line["start"], line["end"]) == ("0.000", "6.000")
+
+
 def test_times_are_those_of_the_video(
     tmp_path: Path, info: VideoInfo, track_settings: Callable[..., TrackSettings]
 ) -> None:
