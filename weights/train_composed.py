@@ -65,6 +65,7 @@ ENCODER_SECONDS = {"visual": 5, "audio": 2}
 VALIDATION_CLIPS = 60
 RANK_SEEDS = 1_000_000
 RATE_SCALES = {"model.visual_backbone.": 0.3}
+IDLE = 0.01
 SILENT_LOG_MEL = -4.6052  # ln 0.01
 
 
@@ -219,19 +220,29 @@ def train_joint(trainer: Trainer, sources: Sources, options: argparse.Namespace)
 
 @torch.no_grad()
 def idle_channel(model: AvsMamba, clips: Iterable[tuple[Tensor, Tensor, Tensor]]) -> int:
-    """A channel of the head that is on in no pixel of any clip."""
-    on = torch.zeros(model.head.refine.out_channels, dtype=torch.bool)
+    """The channel of the head that moves the logits of the clips least, `IDLE` on average at most."""
+    moved, weight = [], model.head.classify.weight.abs().sum(0).flatten()
 
     def watch(_: nn.Module, __: object, output: Tensor) -> None:
-        on.logical_or_((output > 0).any(dim=0).flatten(1).any(dim=1))
+        moved.append(output.relu().mean((0, 2, 3)) * weight)
 
     handle = model.head.refine.register_forward_hook(watch)
     for frames, log_mel, _ in clips:
         model(normalise(frames)[None], log_mel[None])
     handle.remove()
-    if on.all():
-        raise SystemExit("every channel of the head is on somewhere: --shift needs one that is not")
-    return int(on.logical_not().nonzero()[0])
+    least, channel = torch.stack(moved).mean(0).min(0)
+    if least > IDLE:
+        raise SystemExit(f"no channel of the head is idle: --shift would take {least:.3f} from the logits on average")
+    return int(channel)
+
+
+@torch.no_grad()
+def blend(model: AvsMamba, source: str) -> None:
+    """The mean with the weights that training went on from: keeps more of what those knew (Wortsman et al. 2022)."""
+    other = load_model(source).model.state_dict()
+    for name, tensor in model.state_dict().items():
+        if tensor.is_floating_point():
+            tensor.add_(other[name]).div_(2)
 
 
 @torch.no_grad()
@@ -250,8 +261,11 @@ def export(options: argparse.Namespace) -> None:
     prefix = "objective.model."
     model.load_state_dict({k.removeprefix(prefix): v for k, v in state["average"].items() if k.startswith(prefix)})
     sources = load_sources(options.data)
-    if options.shift:
-        shift_logits(model, options.shift, idle_channel(model.eval(), val_clips(sources)))
+    channel = idle_channel(model.eval(), val_clips(sources)) if options.shift else None
+    if options.blend:
+        blend(model, options.blend)
+    if channel is not None:
+        shift_logits(model, options.shift, channel)
     target = options.out / f"{MODEL}.safetensors"
     provenance = {
         "data": "avset.zip (pictures, masks, recordings), split train; rendered scenes of avsseg, split train",
@@ -259,6 +273,7 @@ def export(options: argparse.Namespace) -> None:
         "joint_steps": state["step"],
         "minutes": round(state["elapsed_s"] / 60, 1),
         "logit_shift": options.shift,
+        "blended_with": hashlib.sha256(Path(options.blend).read_bytes()).hexdigest() if options.blend else "",
         "classes": [*sources.classes[1:]],
     }
     digest = save_model(target, model.eval(), training=provenance, half=True)
@@ -290,6 +305,7 @@ def main() -> None:
     parser.add_argument("--mute", action="store_true", help="train `joint` without sound")
     parser.add_argument("--checkpoint", default="best.pt", help="what `export` reads: best.pt or last.pt")
     parser.add_argument("--shift", type=float, default=0.0, help="`export` adds this to all logits (see MODEL_CARD.md)")
+    parser.add_argument("--blend", metavar="FILE", help="`export` takes the mean with these weights")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent)
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")

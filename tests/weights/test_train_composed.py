@@ -54,8 +54,20 @@ def test_a_head_without_an_idle_channel_is_not_shifted(recipe: ModuleType) -> No
         assert model.head.refine.bias is not None
         model.head.refine.bias += 100
     clips = [(torch.randint(0, 256, (2, 32, 32, 3)), torch.randn(2, 1, 96, 64), torch.zeros(2, 32, 32))]
-    with pytest.raises(SystemExit, match="every channel"):
+    with pytest.raises(SystemExit, match="no channel of the head is idle"):
         recipe.idle_channel(model, clips)
+
+
+def test_a_blend_is_the_mean(recipe: ModuleType) -> None:
+    path = shipped_weights()["avs-mamba-tiny"].path
+    finished = load_model(str(path)).model.state_dict()
+    torch.manual_seed(0)
+    model = AvsMamba(preset("avs-mamba-tiny"))
+    own = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    recipe.blend(model, str(path))
+    for name, tensor in model.state_dict().items():
+        mean = (own[name] + finished[name]) / 2 if tensor.is_floating_point() else own[name]
+        torch.testing.assert_close(tensor, mean)
 
 
 def test_the_whole_of_finished_weights_or_their_fusion_alone(recipe: ModuleType) -> None:
