@@ -155,6 +155,10 @@ def _draw_clip(settings: SynthSettings, split: Split, seed: int) -> _Clip:
     scenes = SINGLE_SOURCE if settings.subset == "s4" else SceneSettings()
     description = draw_scene(seed, split=split, seconds=settings.seconds, settings=scenes)
     events = draw_events(description, scenes)
+    if settings.subset == "s4" and split == "train":
+        # their first second alone is annotated: silent, it would teach nothing
+        silent = events[0].start // SAMPLE_RATE * SAMPLE_RATE
+        events = tuple(replace(event, start=event.start - silent, stop=event.stop - silent) for event in events)
     category = CLASSES[description.objects[events[0].object_index].class_index].name if settings.subset == "s4" else ""
     name = f"{split}_{seed:08d}"
     return _Clip(split, seed, name, description, events, mix(description, events), category)

@@ -7,6 +7,7 @@ ffmpeg is always a child process that is given a list of arguments, never a shel
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import logging
 import os
@@ -169,6 +170,17 @@ _running: set[subprocess.Popen[bytes]] = set()
 _running_lock = threading.RLock()  # a finalizer may come while it is held
 
 
+def _cannot_start(program: str, error: OSError) -> EnvironmentFault:
+    hint = INSTALL_HINT
+    if error.errno in (errno.EMFILE, errno.ENFILE):
+        hint = "Use fewer --jobs, or allow more open files (`ulimit -n`)"
+    elif error.errno in (errno.EAGAIN, errno.ENOMEM):
+        hint = "Use fewer --jobs: the system has no more processes or memory to give"
+    elif error.errno == errno.ENOSPC:
+        hint = f"It keeps its messages in {tempfile.gettempdir()}; TMPDIR names another place"
+    return EnvironmentFault(f"{program} does not start ({error.strerror}). {hint}")
+
+
 class FfmpegProcess:
     """A running ffmpeg whose stdin and stdout are pipes and whose stderr is a temporary file.
 
@@ -192,7 +204,10 @@ class FfmpegProcess:
     ) -> None:
         logger.debug("ffmpeg arguments: %s", arguments)
         source = stdin._popen.stdout if isinstance(stdin, FfmpegProcess) else None
-        stderr = tempfile.TemporaryFile()  # noqa: SIM115 (closed by _end)
+        try:
+            stderr = tempfile.TemporaryFile()  # noqa: SIM115 (closed by _end)
+        except OSError as error:
+            raise _cannot_start(arguments[0], error) from error
         try:
             popen = subprocess.Popen(
                 arguments,
@@ -204,7 +219,7 @@ class FfmpegProcess:
             )
         except OSError as error:
             stderr.close()
-            raise EnvironmentFault(f"{arguments[0]} does not start ({error.strerror}). {INSTALL_HINT}") from error
+            raise _cannot_start(arguments[0], error) from error
         if source is not None:
             source.close()  # held by this child alone, whose end then ends the other
         with _running_lock:

@@ -243,11 +243,11 @@ def make_results(
                 job.input, "; ".join(track.damage), "Without --strict the masks of what could be read are written."
             )
         error = ""
-        try:
-            for writer in writers:
+        for writer in writers:
+            try:
                 finished += writer.finish()
-        except (MediaError, OutputError) as fault:
-            error = str(fault)  # what was finished before stays, and is reported
+            except (MediaError, OutputError) as fault:
+                error = error or str(fault)  # the other results stay, and are reported
     return InputResult(
         job.input,
         "failed" if error else "done",

@@ -11,7 +11,8 @@ from typer.testing import CliRunner
 
 from avsseg.cli.data import app
 from avsseg.data.avsbench import AvsBenchClips, list_clips, read_wav
-from avsseg.data.synthetic_dataset import SynthSettings, two_in_turn, write_clip, write_dataset
+from avsseg.data.synthetic import sounding_seconds
+from avsseg.data.synthetic_dataset import SynthSettings, _draw_clip, two_in_turn, write_clip, write_dataset
 from avsseg.errors import DataError, OutputError, UsageError
 from avsseg.media.probe import probe
 
@@ -124,6 +125,14 @@ def test_synth_command(tmp_path: Path) -> None:
     assert result.stdout.strip() == str(tmp_path / "set")
     assert len(list((tmp_path / "set").rglob("*.png"))) == 10
     assert len(list_clips(tmp_path / "set", "ms3", "train")) == 1
+
+
+def test_the_second_of_s4_that_is_annotated_sounds(s4: Path) -> None:
+    for clip in AvsBenchClips(s4, "s4", "train", size=64):
+        assert clip.annotated.tolist() == [True, False, False, False, False]
+        assert clip.masks[0].any()
+    drawn = [_draw_clip(SynthSettings(subset="s4", **TINY), "train", seed) for seed in range(30)]
+    assert all(sounding_seconds(one.description, one.events)[:, 0].any() for one in drawn)
 
 
 def test_clips_have_the_length_that_is_read() -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -226,3 +227,15 @@ def test_children_end_with_the_interpreter():
     done = subprocess.run(python(code), capture_output=True, text=True, timeout=30, check=True)
     with pytest.raises(ProcessLookupError):
         os.kill(int(done.stdout), 0)
+
+
+@pytest.mark.parametrize(("number", "hint"), [(errno.EMFILE, "ulimit -n"), (errno.EAGAIN, "Use fewer --jobs")])
+@pytest.mark.parametrize("place", ["subprocess.Popen", "tempfile.TemporaryFile"])
+def test_what_the_system_cannot_give_is_no_matter_of_installing(place, number, hint, monkeypatch):
+    def refuse(*arguments, **options):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(place, refuse)
+    with pytest.raises(EnvironmentFault, match=hint) as caught:
+        FfmpegProcess(["ffmpeg", "-version"])
+    assert "Install" not in str(caught.value)

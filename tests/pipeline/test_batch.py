@@ -22,6 +22,7 @@ from avsseg.pipeline.overlap import Stopped
 from avsseg.pipeline.plan import Job, Shard
 from avsseg.weights import LoadedModel
 from avsseg.writers.coco import CocoWriter
+from avsseg.writers.masks import MaskFolderWriter
 
 # pycocotools 2.0.11 predates the copy keyword of numpy 2
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
@@ -171,6 +172,17 @@ def test_results_finished_before_a_failure_are_reported(
     assert (result.status, result.error) == ("failed", "o.json: cannot be written")
     assert result.outputs == (tmp_path / "o",)
     assert [path.name for path in tmp_path.iterdir()] == ["o"]
+
+
+def test_a_result_that_fails_leaves_those_after_it(clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refusing(self: MaskFolderWriter) -> list[Path]:
+        raise OutputError("o: cannot be written")
+
+    monkeypatch.setattr(MaskFolderWriter, "finish", refusing)
+    (result,) = run([Job(clip, {"masks": tmp_path / "o", "coco": tmp_path / "o.json"})])
+    assert (result.status, result.error) == ("failed", "o: cannot be written")
+    assert result.outputs == (tmp_path / "o.json",)
+    assert [path.name for path in tmp_path.iterdir()] == ["o.json"]
 
 
 def test_what_the_overlay_could_not_keep_is_a_warning(clip: Path, tmp_path: Path) -> None:
