@@ -151,7 +151,13 @@ class PartialOutput:
             fsync(self.path)
             try:
                 if self.path.is_dir() and self.target.exists():
-                    os.replace(self.target, self._folder / "old")
+                    old = self._folder / "old"
+                    os.replace(self.target, old)
+                    if blocking(old, folder=True):
+                        raise OutputError(
+                            f"{printable(self.target)}: files came there while the result was made; they stay, it does "
+                            "not. Choose a folder that does not exist yet"
+                        )
                 os.replace(self.path, self.target)
             except BaseException:
                 put_back(self._folder, self.target)

@@ -276,3 +276,16 @@ def test_a_folder_that_cannot_be_synced_keeps_its_results(tmp_path: Path, monkey
     (tmp_path / "file").touch()
     with pytest.raises(OSError, match="Invalid argument"):
         fsync(tmp_path / "file")
+
+
+def test_files_that_come_while_a_result_is_made_stay(tmp_path: Path) -> None:
+    target = tmp_path / "shots"
+    target.mkdir()
+    output = PartialOutput(target, folder=True)
+    (output.path / "00000.png").touch()
+    (target / "holiday.jpg").write_bytes(b"mine")
+    with pytest.raises(OutputError, match="shots: files came there while the result was made"):
+        output.commit()
+    output.discard()
+    assert [path.name for path in tmp_path.iterdir()] == ["shots"]
+    assert (target / "holiday.jpg").read_bytes() == b"mine"
