@@ -211,16 +211,19 @@ def _arguments(info: VideoInfo, rate: Fraction, size: int, start_s: float, limit
     return command(on_container_clock(info, source, output))
 
 
-def on_container_clock(info: VideoInfo, source: Any, output: Any) -> Any:
+def on_container_clock(info: VideoInfo, source: Any, output: Any, **limits: Any) -> Any:
     """`output`, timed by the container's clock although it uses one track alone.
 
     In formats whose time may jump (MPEG-TS, MPEG-PS, Ogg) ffmpeg counts from the earliest of the tracks that a command
     uses, so that commands for the picture and for the sound would disagree by what lies between their first packets.
     Copying every track to nowhere makes all commands use the same ones. The copies are numbered instead of timed:
-    times that jump back, as in joined files, would be errors of that copy alone.
+    times that jump back, as in joined files, would be errors of that copy alone. `limits` are options of the copies,
+    such as `t`: without one they go on to the end of the file.
     """
     tracks = [source["V:0"], *(source[f"a:{index}"] for index in audio_tracks(info))]
-    return ffmpeg.merge_outputs(output, ffmpeg.output(*tracks, "-", format="null", codec="copy", bsf="setts=ts=N"))
+    return ffmpeg.merge_outputs(
+        output, ffmpeg.output(*tracks, "-", format="null", codec="copy", bsf="setts=ts=N", **limits)
+    )
 
 
 def audio_tracks(info: VideoInfo) -> list[int]:

@@ -10,7 +10,7 @@ import ffmpeg
 
 from avsseg.errors import EnvironmentFault
 from avsseg.media.ffmpeg import command, encoders, file_url, run_ffmpeg
-from avsseg.media.frames import audio_tracks, seek_point, tone_map
+from avsseg.media.frames import audio_tracks, on_container_clock, seek_point, tone_map
 from avsseg.media.probe import VideoInfo, can_tone_map, open_input
 
 LONGEST_S = 4 * 3600.0  # of an overlay whose end is not known; 1/120000 s in 31 bits, the longest frame of MP4, is 5 h
@@ -91,6 +91,9 @@ def rendering(
     if MUXERS[container] in ("mp4", "mov"):
         options["movflags"] = "+faststart"
     output = ffmpeg.output(picture, *tracks, file_url(path), format=MUXERS[container], **options)
+    if len(tracks) < len(audio_tracks(info)):
+        # the masks are timed by all tracks
+        output = on_container_clock(info, source, output, **{name: options[name] for name in ("t",) if name in options})
     return output, tuple(warnings)
 
 

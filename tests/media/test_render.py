@@ -76,6 +76,23 @@ def watch(read_barcode) -> Callable[[Path], list[Shown]]:
     return watch
 
 
+def grey_frames(path: Path) -> tuple[list[float], list[float]]:
+    """When each frame of a matte appears, and its brightness, 0 to 1, where `strip` lies."""
+    program = [str(find_ffmpeg().path), "-v", "error", "-nostdin", "-i", str(path), "-map", "0:V:0"]
+    program += ["-fps_mode", "passthrough", "-copyts"]
+
+    def decode(*options: str) -> bytes:
+        return subprocess.run([*program, *options, "pipe:1"], check=True, stdout=subprocess.PIPE).stdout
+
+    log = decode("-enc_time_base", "1:120000", "-f", "framecrc").decode()
+    numerator, denominator = map(int, re.search(r"#tb 0: (\d+)/(\d+)", log).groups())
+    times = [int(line.split(",")[2]) * numerator / denominator for line in log.splitlines() if line[0] != "#"]
+    info = probe(path)
+    pixels = np.frombuffer(decode("-f", "rawvideo", "-pix_fmt", "gray"), np.uint8).reshape(-1, info.height, info.width)
+    middle = info.height * 5 // 6
+    return times, (pixels[:, middle - 3 : middle + 3, 20:-20].mean(axis=(1, 2)) / 255).tolist()
+
+
 @pytest.mark.parametrize(
     "name",
     [
@@ -528,3 +545,13 @@ def test_ffmpeg_ends_with_an_abandoned_renderer(end, barcode_video, tmp_path):
         gc.collect()
     with pytest.raises(ProcessLookupError):
         os.kill(pid, 0)
+
+
+@pytest.mark.parametrize("name", ["late_picture", "late_picture_ts", "transport_stream", "plain"])
+def test_a_matte_keeps_the_times_of_its_video_and_masks(name, each_ffmpeg, barcode_video, tmp_path):
+    video = barcode_video(name)
+    given = strengths(int(video.end_s * 2) + 1)
+    path = render(probe(video.path), tmp_path / "matte.mp4", given, rate=2.0, style="matte", colour=(255, 255, 255))
+    times, brightness = grey_frames(path)
+    assert times == pytest.approx(video.times, abs=0.001)
+    assert brightness == pytest.approx([given[int(t * 2 + 1e-3)] for t in video.times], abs=0.1)
