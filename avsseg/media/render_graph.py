@@ -93,7 +93,7 @@ def rendering(
     output = ffmpeg.output(picture, *tracks, file_url(path), format=MUXERS[container], **options)
     if len(tracks) < len(audio_tracks(info)):
         # the masks are timed by all tracks
-        output = on_container_clock(info, source, output, **{name: options[name] for name in ("t",) if name in options})
+        output = on_container_clock(info, source, output, **({"t": options["t"]} if "t" in options else {}))
     return output, tuple(warnings)
 
 

@@ -287,7 +287,7 @@ def _refuse_collisions(jobs: Sequence[Job]) -> None:
 
 def _is_below(path: Path, folder: Path) -> bool:
     """Whether a path is a folder or lies inside it."""
-    return Path(_real(path)).is_relative_to(_real(folder))
+    return _real(path).is_relative_to(_real(folder))
 
 
 def _videos_in(folder: Path, *, recursive: bool, exclude: Path | None) -> tuple[list[Path], list[Path]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import struct
 import subprocess
 from collections.abc import Callable, Iterable, Sequence
@@ -15,6 +16,8 @@ import pytest
 from numpy.typing import NDArray
 
 from avsseg.media.ffmpeg import find_ffmpeg
+from avsseg.media.probe import VideoInfo, probe
+from avsseg.media.render import VideoRenderer
 
 WIDTH, HEIGHT = 160, 96  # two rows of eight cells, and a grey strip below that tests of the overlay tint
 COLUMNS, ROWS = 8, 3
@@ -332,3 +335,103 @@ def still_image(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("still") / "still.png"
     encode(path, [barcode_picture(5)], "-frames:v", "1")
     return path
+
+
+MASK_HEIGHT, MASK_WIDTH = 24, 40
+RED = {"colour": (255, 0, 0), "opacity": 1.0, "mask_width": MASK_WIDTH, "mask_height": MASK_HEIGHT}
+
+
+def _strip(strength: float) -> NDArray[np.float32]:
+    mask = np.zeros((MASK_HEIGHT, MASK_WIDTH), np.float32)
+    mask[MASK_HEIGHT * 2 // 3 :] = strength
+    return mask
+
+
+@pytest.fixture(scope="session")
+def strip() -> Callable[[float], NDArray[np.float32]]:
+    """`strip(strength)`: a mask over the grey strip below the barcode."""
+    return _strip
+
+
+@pytest.fixture(scope="session")
+def strengths() -> Callable[[int], list[float]]:
+    """`strengths(count)`: values of which neighbours, and neighbours but one, differ."""
+    return lambda count: [(0.0, 1.0, 0.5)[k % 3] for k in range(count)]
+
+
+@pytest.fixture(scope="session")
+def red_renderer() -> Callable[..., VideoRenderer]:
+    """`red_renderer(info, path, **options)`: a renderer of masks such as `strip` gives, in opaque red, one a second."""
+    return lambda info, path, **options: VideoRenderer(info, path, **{**RED, "rate": 1.0, **options})
+
+
+@pytest.fixture(scope="session")
+def render(red_renderer: Callable[..., VideoRenderer]) -> Callable[..., Path]:
+    """`render(info, path, strengths, **options)`: a finished video of strips of those strengths."""
+
+    def make(info: VideoInfo, path: Path, masks: Sequence[float], **options: object) -> Path:
+        with red_renderer(info, path, **{"container": path.suffix[1:], **options}) as renderer:
+            for strength in masks:
+                renderer.write(_strip(strength))
+        return path
+
+    return make
+
+
+def _decode(path: Path, *options: str) -> bytes:
+    program = [str(find_ffmpeg().path), "-v", "error", "-nostdin", "-i", str(path), "-map", "0:V:0"]
+    arguments = ["-fps_mode", "passthrough", "-copyts", *options, "pipe:1"]
+    return subprocess.run([*program, *arguments], check=True, stdout=subprocess.PIPE).stdout
+
+
+@pytest.fixture(scope="session")
+def frames_of() -> Callable[[Path, str], tuple[list[float], NDArray[np.uint8]]]:
+    """`frames_of(path, pixel_format)`: when each frame of a video appears, and all of them, (F, H, W, channels)."""
+
+    def decode(path: Path, pixel_format: str) -> tuple[list[float], NDArray[np.uint8]]:
+        log = _decode(path, "-enc_time_base", "1:120000", "-f", "framecrc").decode()
+        numerator, denominator = map(int, re.search(r"#tb 0: (\d+)/(\d+)", log).groups())
+        times = [int(line.split(",")[2]) * numerator / denominator for line in log.splitlines() if line[0] != "#"]
+        info = probe(path)
+        pixels = np.frombuffer(_decode(path, "-f", "rawvideo", "-pix_fmt", pixel_format), np.uint8)
+        return times, pixels.reshape(len(times), info.height, info.width, -1)
+
+    return decode
+
+
+def strip_level(frames: NDArray[np.uint8], channel: int) -> NDArray[np.float64]:
+    """The mean level of each frame's strip."""
+    middle = frames.shape[1] * 5 // 6
+    return frames[:, middle - 3 : middle + 3, 20:-20, channel].mean(axis=(1, 2))
+
+
+@dataclass(frozen=True)
+class Shown:
+    time_s: float
+    index: int  # of the barcode
+    strength: float  # of the red over the strip
+
+
+@pytest.fixture(scope="session")
+def watch(frames_of: Callable[[Path, str], tuple[list[float], NDArray[np.uint8]]]) -> Callable[[Path], list[Shown]]:
+    """`watch(path)`: every frame of a rendered video."""
+
+    def watch(path: Path) -> list[Shown]:
+        times, frames = frames_of(path, "rgb24")
+        blue = strip_level(frames, 2)
+        return [Shown(t, _read_barcode(f), 1 - b / 128) for t, f, b in zip(times, frames, blue, strict=True)]
+
+    return watch
+
+
+@pytest.fixture(scope="session")
+def watch_matte(
+    frames_of: Callable[[Path, str], tuple[list[float], NDArray[np.uint8]]],
+) -> Callable[[Path], tuple[list[float], list[float]]]:
+    """`watch_matte(path)`: when each frame of a matte appears, and its brightness, 0 to 1, where the strip lies."""
+
+    def watch(path: Path) -> tuple[list[float], list[float]]:
+        times, frames = frames_of(path, "gray")
+        return times, (strip_level(frames, 0) / 255).tolist()
+
+    return watch

@@ -161,28 +161,18 @@ def test_results_that_cannot_be_written_fail_before_the_model_works(clip: Path, 
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
-def test_results_finished_before_a_failure_are_reported(
-    clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("failing", "kept"), [(CocoWriter, "o"), (MaskFolderWriter, "o.json")])
+def test_a_result_that_fails_leaves_those_before_and_after_it(
+    failing: type, kept: str, clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refusing(self: CocoWriter) -> list[Path]:
-        raise OutputError("o.json: cannot be written")
+    def refusing(self: object) -> list[Path]:
+        raise OutputError("this cannot be written")
 
-    monkeypatch.setattr(CocoWriter, "finish", refusing)
+    monkeypatch.setattr(failing, "finish", refusing)
     (result,) = run([Job(clip, {"masks": tmp_path / "o", "coco": tmp_path / "o.json"})])
-    assert (result.status, result.error) == ("failed", "o.json: cannot be written")
-    assert result.outputs == (tmp_path / "o",)
-    assert [path.name for path in tmp_path.iterdir()] == ["o"]
-
-
-def test_a_result_that_fails_leaves_those_after_it(clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refusing(self: MaskFolderWriter) -> list[Path]:
-        raise OutputError("o: cannot be written")
-
-    monkeypatch.setattr(MaskFolderWriter, "finish", refusing)
-    (result,) = run([Job(clip, {"masks": tmp_path / "o", "coco": tmp_path / "o.json"})])
-    assert (result.status, result.error) == ("failed", "o: cannot be written")
-    assert result.outputs == (tmp_path / "o.json",)
-    assert [path.name for path in tmp_path.iterdir()] == ["o.json"]
+    assert (result.status, result.error) == ("failed", "this cannot be written")
+    assert result.outputs == (tmp_path / kept,)
+    assert [path.name for path in tmp_path.iterdir()] == [kept]
 
 
 def test_what_the_overlay_could_not_keep_is_a_warning(clip: Path, tmp_path: Path) -> None:
