@@ -28,9 +28,10 @@ from avsseg.data.avsbench_layout import (
     missing_sound,
 )
 from avsseg.data.avss_classes import CLASS_NAMES
+from avsseg.data.listing import ListedClip, read_listing
 from avsseg.data.log_mel_files import read_log_mel
 from avsseg.errors import DataError, UsageError, printable
-from avsseg.media.audio import SAMPLE_RATE_HZ, log_mel_examples
+from avsseg.media.audio import SAMPLE_RATE_HZ, SILENT_LOG_MEL, log_mel_examples
 
 __all__ = [
     "SECONDS", "AvsBenchClips", "ClipExample", "ClipFiles", "SplitName", "Subset", "list_clips", "open_image",
@@ -52,6 +53,7 @@ class ClipExample(NamedTuple):
         annotated: (T,) bool: `masks` holds truth.
         real: (T,) bool: False for padding.
         waveform: (16000 T,) float32 at 16 kHz, zero where the recording has ended; (0,) if there is only a pickle.
+        heard: (T, K) float32: 1 for those of `AvsBenchClips.sound_classes` that sound in a second.
     """
 
     name: str
@@ -62,13 +64,15 @@ class ClipExample(NamedTuple):
     annotated: Tensor
     real: Tensor
     waveform: Tensor
+    heard: Tensor
 
 
 class AvsBenchClips(Dataset[ClipExample]):
     """Clips of one split, squashed to `size` x `size` pixels: frames bilinear, masks nearest.
 
     Masks are `truth_size` x `truth_size`: as the frames if None, as their files if 0. `augmentation` changes a clip by
-    a draw that depends on `seed`, the epoch and its index alone. Raises DataError for an incomplete folder.
+    a draw that depends on `seed`, the epoch and its index alone. `sound_classes` are the classes that sound somewhere,
+    if `list_sounds` asks for them and the dataset lists them. Raises DataError for an incomplete folder.
     """
 
     def __init__(
@@ -81,6 +85,7 @@ class AvsBenchClips(Dataset[ClipExample]):
         truth_size: int | None = None,
         augmentation: Augmentation | None = None,
         seed: int = 0,
+        list_sounds: bool = False,
     ) -> None:
         if size < 1 or (truth_size or 0) < 0:
             raise UsageError(f"clips of {size} pixels with truth of {truth_size}: sizes are above 0")
@@ -94,6 +99,8 @@ class AvsBenchClips(Dataset[ClipExample]):
         self.augmentation = augmentation
         self.seed = seed
         self._epoch = 0
+        self._listing = read_listing(root, subset) if list_sounds else {}
+        self.sound_classes = tuple(sorted(frozenset().union(*(clip.heard for clip in self._listing.values()))))
 
     def set_epoch(self, epoch: int) -> None:
         """Chooses the epoch whose draws are made from now on, in this process and in those made later."""
@@ -119,7 +126,15 @@ class AvsBenchClips(Dataset[ClipExample]):
             time < len(files.masks),
             time < len(files.frames),
             waveform,
+            self._heard(self._listing.get(files.name)),
         )
+
+    def _heard(self, clip: ListedClip | None) -> Tensor:
+        heard = torch.zeros(self.seconds, len(self.sound_classes))
+        for t, classes in enumerate(clip.sounding if clip is not None else ()):
+            for name in classes:
+                heard[t, self.sound_classes.index(name)] = 1
+        return heard
 
     def _pictures(self, files: ClipFiles, rng: np.random.Generator) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
         """frames (t, H, W, 3) and masks (at most t, h, w)."""
@@ -160,7 +175,7 @@ class AvsBenchClips(Dataset[ClipExample]):
         examples = read_log_mel(files.log_mel)[: len(files.frames)]
         # AVSBench's rule for clips that are a little short: the last second is heard again
         examples = torch.cat([examples, examples[-1:].expand(len(files.frames) - len(examples), -1, -1, -1)])
-        silence = log_mel_examples(torch.zeros(0), [float(t) for t in range(len(examples), self.seconds)])
+        silence = torch.full_like(examples[:1], SILENT_LOG_MEL).expand(self.seconds - len(examples), -1, -1, -1)
         return torch.cat([examples, silence])
 
 

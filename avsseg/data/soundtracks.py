@@ -6,14 +6,14 @@ either sound and that of both for the mixture: what is seen is the same, so only
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from avsseg.data.avsbench import ClipExample
-from avsseg.media.audio import log_mel_examples
+from avsseg.media.audio import SILENT_LOG_MEL, log_mel_examples
 
 Heard = Literal["first", "second", "both", "nothing"]
 # the two sounds that only listening tells apart are to meet most often
@@ -21,9 +21,19 @@ SHARES: dict[Heard, float] = {"first": 0.35, "second": 0.35, "both": 0.2, "nothi
 SOUNDTRACKS = 2
 
 
+class _Soundtrack(NamedTuple):
+    log_mel: Tensor
+    masks: Tensor
+    heard: Tensor
+
+
 def heard_and_silent(clip: ClipExample) -> ClipExample:
-    """The clip as it is and in silence: log_mel (2, T, 1, 96, 64) and masks (2, T, h, w), those of silence all 0."""
-    return _with_soundtracks(clip, [(clip.log_mel, clip.masks), (_silence(clip), torch.zeros_like(clip.masks))])
+    """The clip as it is and in silence: log_mel (2, T, 1, 96, 64) and masks (2, T, h, w), those of silence all 0.
+
+    `heard` becomes (2, T, K) here and in `side_by_side`.
+    """
+    silence = _Soundtrack(_silence(clip), torch.zeros_like(clip.masks), torch.zeros_like(clip.heard))
+    return _with_soundtracks(clip, [_Soundtrack(clip.log_mel, clip.masks, clip.heard), silence])
 
 
 def side_by_side(first: ClipExample, second: ClipExample, rng: np.random.Generator) -> ClipExample:
@@ -50,7 +60,7 @@ def side_by_side(first: ClipExample, second: ClipExample, rng: np.random.Generat
             masks[0] if heard in ("first", "both") else nothing[0],
             masks[1] if heard in ("second", "both") else nothing[1],
         ]
-        soundtracks.append((sounds[heard], _joined(halves, axis, swapped)))
+        soundtracks.append(_Soundtrack(sounds[heard], _joined(halves, axis, swapped), _heard(first, second, heard)))
     shared = first._replace(
         name=f"{first.name} + {second.name}",
         frames=_joined(frames, axis, swapped),
@@ -70,7 +80,7 @@ def _sounds(first: ClipExample, second: ClipExample) -> dict[Heard, Tensor]:
 
 
 def _silence(clip: ClipExample) -> Tensor:
-    return log_mel_examples(torch.zeros(0), [float(t) for t in range(len(clip.log_mel))])
+    return torch.full_like(clip.log_mel, SILENT_LOG_MEL)
 
 
 def _densest(masks: Tensor, axis: int, length: int, rng: np.random.Generator) -> int:
@@ -85,6 +95,15 @@ def _joined(halves: list[Tensor], axis: int, swapped: bool) -> Tensor:
     return torch.cat(halves[::-1] if swapped else halves, dim=axis)
 
 
-def _with_soundtracks(clip: ClipExample, soundtracks: list[tuple[Tensor, Tensor]]) -> ClipExample:
-    log_mels, masks = zip(*soundtracks, strict=True)
-    return clip._replace(log_mel=torch.stack(log_mels), masks=torch.stack(masks))
+def _heard(first: ClipExample, second: ClipExample, which: Heard) -> Tensor:
+    return {
+        "first": first.heard,
+        "second": second.heard,
+        "both": torch.maximum(first.heard, second.heard),
+        "nothing": torch.zeros_like(first.heard),
+    }[which]
+
+
+def _with_soundtracks(clip: ClipExample, soundtracks: list[_Soundtrack]) -> ClipExample:
+    log_mels, masks, heard = zip(*soundtracks, strict=True)
+    return clip._replace(log_mel=torch.stack(log_mels), masks=torch.stack(masks), heard=torch.stack(heard))

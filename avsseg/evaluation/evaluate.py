@@ -24,14 +24,14 @@ from torch import Tensor
 import avsseg
 from avsseg.data.avsbench import AvsBenchClips, ClipExample, SplitName, Subset
 from avsseg.data.avss_classes import CLASS_NAMES
+from avsseg.data.listing import read_listing, rendered_families
 from avsseg.errors import AvssegError, UsageError
-from avsseg.evaluation.listing import read_listing, rendered_families
-from avsseg.media.audio import log_mel_examples
+from avsseg.media.audio import SILENT_LOG_MEL, log_mel_examples
 from avsseg.metrics.negatives import NEGATIVES, fits_swap, noise, off_screen, silence, swap_partner
 from avsseg.metrics.object import AvsBenchObjectMetrics, FrameScores, StrictObjectMetrics, frame_scores
 from avsseg.metrics.semantic import SemanticMetrics
 from avsseg.model.avs_mamba import normalise
-from avsseg.training.clips import SILENT_LOG_MEL, prepare_worker
+from avsseg.training.clips import prepare_worker
 from avsseg.weights.store import LoadedModel
 
 Protocol = Literal["strict", "avsbench"]
@@ -110,7 +110,7 @@ class Evaluation:
                 f"{loaded.name} has {loaded.config.num_classes} output channel(s), {settings.subset} needs "
                 f"{self.clips.num_classes}. Choose another --model or --subset"
             )
-        self.listing = read_listing(self.clips)
+        self.listing = read_listing(self.clips.root, self.clips.subset)
         unheard = [clip.name for clip in self.clips.clips if clip.wav is None or not clip.wav.is_file()]
         if settings.negatives and unheard:
             raise UsageError(f"{unheard[0]}: has no wav file, whose sound --negative could replace")

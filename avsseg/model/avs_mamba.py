@@ -34,9 +34,11 @@ def normalise(frames: Tensor) -> Tensor:
 class Stages:
     """What the stages behind the encoders give, for tests and visualisation.
 
-    encoded: F_v'^2..4, each (B, T, h_i, w_i, C). queries: one (B, T, C) a MAD layer. mask_feature: (B, T, C, h_1, w_1).
+    embedding: what the audio encoder gave, (B, T, 128). encoded: F_v'^2..4, each (B, T, h_i, w_i, C). queries: one
+    (B, T, C) a MAD layer. mask_feature: (B, T, C, h_1, w_1).
     """
 
+    embedding: Tensor
     encoded: list[Tensor]
     queries: list[Tensor]
     mask_feature: Tensor
@@ -76,13 +78,22 @@ class AvsMamba(nn.Module):
 
         With `sounds` S to a clip log_mel is (B * S, T, 1, 96, 64), a clip's one behind the other, as are the logits.
         """
+        stages = self.stages(frames, log_mel, sounds=sounds)
+        return self.layer_logits_of(stages, frames.shape[-2:], last_only=last_only)
+
+    def layer_logits_of(self, stages: Stages, size: Sequence[int], *, last_only: bool = False) -> list[Tensor]:
+        """`layer_logits` of stages that are there already, from frames of `size` H, W."""
+        H, W = size
+        queries = stages.queries[-1:] if last_only else stages.queries
+        return [self.head(query, stages.mask_feature.flatten(0, 1))[..., :H, :W] for query in queries]
+
+    def stages(self, frames: Tensor, log_mel: Tensor, *, sounds: int = 1) -> Stages:
+        """Everything before the head, of inputs as in `layer_logits`."""
         B, T, _, H, W = frames.shape
         pictures = F.pad(frames.flatten(0, 1), (0, -W % COARSEST_STRIDE, 0, -H % COARSEST_STRIDE))
         features = [feature.unflatten(0, (B, T)) for feature in self.visual_backbone(pictures)]
         embedding = self.audio_encoder(log_mel.flatten(0, 1)).unflatten(0, (B * sounds, T))
-        stages = self.fuse(features, embedding, sounds)
-        queries = stages.queries[-1:] if last_only else stages.queries
-        return [self.head(query, stages.mask_feature.flatten(0, 1))[..., :H, :W] for query in queries]
+        return self.fuse(features, embedding, sounds)
 
     def fuse(self, features: Sequence[Tensor], embedding: Tensor, sounds: int = 1) -> Stages:
         """Everything between the encoders and the head.
@@ -108,4 +119,4 @@ class AvsMamba(nn.Module):
         queries = self.decoder(audio, heard_scales, grid.sizes)
         mask_feature = self.pyramid([finest, *split_scales(tokens, frame_grid)], audio, sounds)
         encoded = [scale.unflatten(2, size) for scale, size in zip(scales, grid.sizes, strict=True)]
-        return Stages(encoded, queries, mask_feature.unflatten(0, embedding.shape[:2]))
+        return Stages(embedding, encoded, queries, mask_feature.unflatten(0, embedding.shape[:2]))

@@ -15,15 +15,15 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from avsseg.data.avsbench import AvsBenchClips, ClipExample
 from avsseg.data.soundtracks import heard_and_silent, side_by_side
 from avsseg.errors import AvssegError
+from avsseg.media.audio import SILENT_LOG_MEL
 from avsseg.metrics.object import StrictObjectMetrics, frame_scores
 from avsseg.metrics.semantic import SemanticMetrics
-from avsseg.model.avs_mamba import AvsMamba, normalise
-from avsseg.training.losses import mask_loss, semantic_loss
+from avsseg.model.avs_mamba import AvsMamba, Stages, normalise
+from avsseg.model.vggish import EMBEDDING_DIM
+from avsseg.training.losses import UNKNOWN, mask_loss, semantic_loss
 from avsseg.training.objectives import iou_and_silent_area, keep_statistics
 from avsseg.training.trainer import Validation
 
-# the log-mel of digital silence: ln 0.01
-SILENT_LOG_MEL = float(np.log(0.01))
 ClipBatch = dict[str, "Tensor | list[str]"]
 
 
@@ -83,15 +83,16 @@ class _ByEpoch(Dataset["ClipExample | AvssegError"]):
 
 
 def collate(examples: Sequence[ClipExample]) -> ClipBatch:
-    """name: list of B; frames (B, T, H, W, 3), log_mel (B, T, 1, 96, 64), masks (B, T, h, w), annotated (B, T).
+    """Clips one behind the other, without what training does not need.
 
-    Clips with S soundtracks: log_mel (B, S, T, 1, 96, 64) and masks (B, S, T, h, w).
+    name: list of B; frames (B, T, H, W, 3), log_mel (B, T, 1, 96, 64), masks (B, T, h, w), annotated (B, T), heard
+    (B, T, K). Clips with S soundtracks: log_mel (B, S, T, 1, 96, 64), masks (B, S, T, h, w) and heard (B, S, T, K).
     """
     return {
         "name": [example.name for example in examples],
         **{
             field: torch.stack([getattr(example, field) for example in examples])
-            for field in ("frames", "log_mel", "masks", "annotated")
+            for field in ("frames", "log_mel", "masks", "annotated", "heard")
         },
     }
 
@@ -133,12 +134,17 @@ class ClipObjective(nn.Module):
 
     Annotated frames are weighted alike over all processes, so two of them equal one with the doubled batch.
     `frozen_statistics` names the parts of the model whose batch normalisation stays as it is; "" is the whole model.
+    With `sound_classes` K two light tasks of weight `class_weight` keep the classes apart in what is seen and heard:
+    the embedding of a second tells its K classes (`heard` of the batch), the mask feature that of a marked pixel where
+    one class alone sounds.
     """
 
     def __init__(
         self,
         model: AvsMamba,
         *,
+        sound_classes: int = 0,
+        class_weight: float = 0.0,
         dice_weight: float = 1.0,
         bce_weight: float = 1.0,
         layer_weight: float = 1.0,
@@ -149,6 +155,10 @@ class ClipObjective(nn.Module):
         super().__init__()
         self.model = model
         self.binary = binary
+        self.class_weight = class_weight if sound_classes else 0.0
+        if self.class_weight:
+            self.heard_head = nn.Linear(EMBEDDING_DIM, sound_classes)
+            self.seen_head = nn.Conv2d(model.config.dim, sound_classes, 1)
         self.weights = {"dice_weight": dice_weight, "bce_weight": bce_weight, "layer_weight": layer_weight}
         self.frozen_statistics = tuple(frozen_statistics)
         self.mute = mute
@@ -172,15 +182,33 @@ class ClipObjective(nn.Module):
             annotated = annotated.repeat_interleave(sounds, 0)
         if self.mute:
             log_mel = torch.full_like(log_mel, SILENT_LOG_MEL)
-        every_layer = self.model.layer_logits(normalise(frames), log_mel, sounds=sounds)
-        layer_logits = [logits.float() for logits in every_layer]
+        stages = self.model.stages(normalise(frames), log_mel, sounds=sounds)
+        layer_logits = [logits.float() for logits in self.model.layer_logits_of(stages, frames.shape[2:4])]
         share = _share_of_all(annotated.sum())
         if layer_logits[-1].shape[2] > 1:
             loss = semantic_loss(layer_logits, masks, annotated, binary=self.binary, **self.weights)
             return loss * share, {}
         loss = mask_loss(layer_logits, masks, annotated, **self.weights)
         iou, _ = iou_and_silent_area(layer_logits[-1], masks > 0)
-        return loss * share, {"M_J": float(iou[annotated.flatten()].nanmean())}
+        logged = {"M_J": float(iou[annotated.flatten()].nanmean())}
+        if self.class_weight:
+            heard = _tensor(batch, "heard").to(device)
+            classes, named = self._class_losses(stages, masks, heard.flatten(0, 1) if sounds > 1 else heard)
+            loss, logged = loss + self.class_weight * classes, {**logged, **named}
+        return loss * share, logged
+
+    def _class_losses(self, stages: Stages, masks: Tensor, heard: Tensor) -> tuple[Tensor, dict[str, float]]:
+        """Of masks (B, T, h, w) and heard (B, T, K); seconds in which no listed class sounds may hold an unlisted."""
+        listed = heard.sum(-1)
+        each = F.binary_cross_entropy_with_logits(self.heard_head(stages.embedding).float(), heard, reduction="none")
+        hearing = (each.mean(-1) * (listed > 0)).sum() / (listed > 0).sum().clamp(min=1)
+        logits = self.seen_head(stages.mask_feature.flatten(0, 1)).float()
+        marked = F.interpolate(masks.flatten(0, 1)[:, None].float(), size=logits.shape[-2:], mode="nearest")[:, 0] > 0
+        labels = heard.argmax(-1).flatten()[:, None, None].where(marked, UNKNOWN)
+        labels = labels.where((listed == 1).flatten()[:, None, None], UNKNOWN)
+        pixels = F.cross_entropy(logits, labels, ignore_index=UNKNOWN, reduction="sum")
+        seeing = pixels / (labels != UNKNOWN).sum().clamp(min=1)
+        return seeing + hearing, {"seen": float(seeing.detach()), "heard": float(hearing.detach())}
 
 
 def _tensor(batch: ClipBatch, name: str) -> Tensor:

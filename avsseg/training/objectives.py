@@ -135,12 +135,9 @@ class JointObjective(nn.Module):
 
     def forward(self, batch: Batch) -> tuple[Tensor, dict[str, float]]:
         model, variants = self.model, batch["log_mel"].shape[1]
-        frames, log_mel = batch["frames"], batch["log_mel"].flatten(0, 1)
         masks = batch["masks"].flatten(0, 1)
-        P, T = frames.shape[:2]
-        features = [f.unflatten(0, (P, T)) for f in model.visual_backbone(normalise(frames.flatten(0, 1)))]
-        embedding = model.audio_encoder(log_mel.flatten(0, 1)).unflatten(0, log_mel.shape[:2])
-        stages = model.fuse(features, embedding, sounds=variants)
+        T = masks.shape[1]
+        stages = model.stages(normalise(batch["frames"]), batch["log_mel"].flatten(0, 1), sounds=variants)
         mask_feature = stages.mask_feature.flatten(0, 1)
         layer_logits = [model.head(query, mask_feature) for query in stages.queries]
         clip_weight = batch["weight"].repeat_interleave(variants, 0)[:, None].expand(-1, T)
@@ -148,7 +145,7 @@ class JointObjective(nn.Module):
         loss = mask_loss(layer_logits, masks, frame_weight, bce_weight=self.bce_weight, layer_weight=0.5)
         labels = batch["labels"][..., 2::4, 2::4].repeat_interleave(variants, 0).flatten(0, 1)
         seen = class_loss(self.class_head(mask_feature), labels, self.foreground_weight, clip_weight.flatten())
-        heard = F.binary_cross_entropy_with_logits(self.audio_head(embedding), batch["heard"].flatten(0, 1))
+        heard = F.binary_cross_entropy_with_logits(self.audio_head(stages.embedding), batch["heard"].flatten(0, 1))
         iou, silent_area = iou_and_silent_area(layer_logits[-1], masks)
         logged = {
             "M_J": float(iou.nanmean()),

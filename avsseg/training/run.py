@@ -172,8 +172,20 @@ class TrainingRun:
             )
         root = Path(settings.data)
         self.clips = AvsBenchClips(
-            root, settings.subset, "train", size=settings.size, augmentation=augmentation, seed=settings.seed
+            root,
+            settings.subset,
+            "train",
+            size=settings.size,
+            augmentation=augmentation,
+            seed=settings.seed,
+            # a muted model hears none of them
+            list_sounds=settings.class_weight > 0 and not settings.mute,
         )
+        if settings.class_weight and not settings.mute and not self.clips.sound_classes:
+            raise UsageError(
+                f"{printable(root)}: class_weight needs to know what sounds in which clip, and nothing says so (datasets "
+                "of `avsseg data synth` and `compose` have a clips.json). Leave it out"
+            )
         self.val: AvsBenchClips | None = None
         try:
             self.val = AvsBenchClips(root, settings.subset, "val", size=settings.size)
@@ -185,6 +197,8 @@ class TrainingRun:
         model = (_same_model(folder) if resume else build_model(settings)).to(device)
         objective = ClipObjective(
             model,
+            sound_classes=len(self.clips.sound_classes),
+            class_weight=settings.class_weight,
             dice_weight=settings.dice_weight,
             bce_weight=settings.bce_weight,
             layer_weight=settings.layer_weight,

@@ -62,6 +62,7 @@ class TrainingSettings:
     bce_weight: float = 1.0
     semantic_loss: str = "cross-entropy"  # of AVSS: cross-entropy (the authors' code) or binary (the paper's text)
     layer_weight: float = 1.0  # of earlier decoder layers (deep supervision)
+    class_weight: float = 0.0  # of telling the classes of what sounds, where the dataset lists them
     # augmentation
     augment: bool = True
     resize: float = 2.0  # largest factor by which clips are made larger or smaller; 1: none

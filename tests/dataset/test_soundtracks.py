@@ -31,6 +31,7 @@ def clip(name: str, value: int, frequency: float, *, size: int = 8, left: int = 
         torch.tensor([True, value < 200]),
         torch.ones(SECONDS, dtype=torch.bool),
         waveform if wave else torch.zeros(0),
+        torch.zeros(SECONDS, 0),
     )
 
 
@@ -119,3 +120,13 @@ def test_a_half_is_cut_where_the_truth_is(left: int) -> None:
     shared = drawn(clip("a", 10, 440.0, left=left), clip("b", 90, 1300.0, left=left), 30)
     lengths = {int(m.sum()) for one in shared for m in one.masks if len(one.frames[0, 0, :, 0].unique()) == 2}
     assert lengths <= {0, SECONDS * 3 * 8, SECONDS * 6 * 8}
+
+
+def test_the_classes_heard_follow_the_soundtracks() -> None:
+    ones, twos = torch.tensor([[1.0, 0], [0, 0]]), torch.tensor([[0, 1.0], [0, 1.0]])
+    first, second = clip("a", 10, 440.0)._replace(heard=ones), clip("b", 90, 1300.0)._replace(heard=twos)
+    assert heard_and_silent(first).heard.tolist() == [ones.tolist(), [[0, 0], [0, 0]]]
+    classes = {"first": ones, "second": twos, "both": ones + twos, "nothing": 0 * ones}
+    for shared in drawn(first, second):
+        names = [sound_of(log_mel, first, second) for log_mel in shared.log_mel]
+        assert torch.equal(shared.heard, torch.stack([classes[name] for name in names]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -42,6 +43,18 @@ def test_ms3_reads_back(ms3: Path) -> None:
     assert example.masks.shape == (5, 32, 32)
     assert example.annotated.all()
     assert list_clips(ms3, "ms3", "train")[0].frames[0].name.endswith(".mp4_1.png")
+
+
+def test_what_sounds_is_given_by_second(ms3: Path) -> None:
+    clips = AvsBenchClips(ms3, "ms3", "train", size=32, list_sounds=True)
+    document = json.loads((ms3 / "Multi-sources" / "clips.json").read_text())
+    listed = {entry["name"]: entry["sounding"] for entry in document["clips"]}
+    seconds = [[thing.split()[0] for thing in second] for clip in listed.values() for second in clip]
+    assert set(clips.sound_classes) == {name for second in seconds for name in second}
+    for example in clips:
+        names = [{clips.sound_classes[k] for k in range(len(row)) if row[k]} for row in example.heard]
+        assert names == [{thing.split()[0] for thing in second} for second in listed[example.name]]
+    assert AvsBenchClips(ms3, "ms3", "train", size=32)[0].heard.shape == (5, 0)
 
 
 def test_s4_training_clips_have_the_first_mask_only(s4: Path) -> None:

@@ -108,6 +108,45 @@ def test_loss_of_two_soundtracks_is_that_of_the_clips_one_by_one(scenes: Path) -
     torch.testing.assert_close(objective(batch)[0], (apart[0] + apart[1]) / 2)
 
 
+def test_classes_of_what_sounds_are_told_where_one_alone_is_seen(scenes: Path) -> None:
+    torch.manual_seed(0)
+    clips = AvsBenchClips(scenes, "ms3", "train", size=32, list_sounds=True)
+    classes = len(clips.sound_classes)
+    assert classes > 2
+    model = AvsMamba(NARROW)
+    objective = ClipObjective(model, sound_classes=classes, class_weight=0.5).eval()
+    batch = next(iter(clip_batches(clips, ClipOrder(len(clips), 2, seed=0), 0, pair=1.0)))
+    heard, masks = batch["heard"], batch["masks"]
+    assert isinstance(heard, torch.Tensor)
+    assert isinstance(masks, torch.Tensor)
+    assert heard.shape == (2, 2, 5, classes)
+    heard.zero_()
+    heard[0, 0, 1, 1] = 1  # one sounds, and is seen
+    heard[0, 1, 2, :2] = 1  # two: whose the pixels are nobody says
+    masks[0, 0, 1, 8:24] = 1
+    masks[0, 1, 2] = 1
+    loss, logged = objective(batch)
+    apart = ClipObjective(model).eval()(batch)[0]
+    assert loss.item() == pytest.approx(apart.item() + 0.5 * (logged["seen"] + logged["heard"]), rel=1e-5)
+
+    with torch.no_grad():
+        stages = model.stages(
+            normalise(batch["frames"]),
+            batch["log_mel"].flatten(0, 1),
+            sounds=2,  # type: ignore[union-attr, arg-type]
+        )
+        pixels = objective.seen_head(stages.mask_feature[0, 1][None])[0]
+        marked = masks[0, 0, 1, ::4, ::4] > 0
+        seen = -pixels.log_softmax(0)[1][marked].mean()
+        logits = objective.heard_head(stages.embedding)
+        told = [
+            torch.nn.functional.binary_cross_entropy_with_logits(logits[clip, t], heard.flatten(0, 1)[clip, t])
+            for clip, t in ((0, 1), (1, 2))
+        ]
+    assert logged["seen"] == pytest.approx(float(seen), rel=1e-4)
+    assert logged["heard"] == pytest.approx(float(sum(told)) / 2, rel=1e-4)
+
+
 def test_frozen_statistics_stay(scenes: Path) -> None:
     clips = AvsBenchClips(scenes, "ms3", "train", size=32)
     batch = next(iter(clip_batches(clips, ClipOrder(len(clips), 2, seed=0), 0)))

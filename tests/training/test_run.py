@@ -79,7 +79,7 @@ def test_interrupted_and_resumed_equals_uninterrupted(tmp_path: Path, quick: Tra
 
 
 def test_pairs_go_on_where_they_stopped_and_a_muted_run_has_none(tmp_path: Path, quick: TrainingSettings) -> None:
-    paired = replace(quick, pair=0.5, resize=1.5)
+    paired = replace(quick, pair=0.5, resize=1.5, class_weight=0.5)
 
     def stop(progress: Progress) -> None:
         if progress.step == 1:

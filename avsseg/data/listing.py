@@ -6,10 +6,10 @@ import json
 import re
 from collections.abc import Collection
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from avsseg.data.avsbench import AvsBenchClips
-from avsseg.data.avsbench_layout import subset_folder
+from avsseg.data.avsbench_layout import Subset, subset_folder
 from avsseg.data.layout_writer import LISTING_NAME
 from avsseg.data.synthetic_shapes import CLASSES as RENDERED
 from avsseg.errors import DataError, printable
@@ -22,21 +22,27 @@ class ListedClip:
     Attributes:
         sources: how many visible things sound at once at most; two things may be of one class.
         truth: for each second the classes that are visible and sound, which its mask shows.
-        visible, heard: all classes in the picture at some time, and all that sound, off-screen ones as far as listed.
+        sounding: for each second the classes that sound, off-screen ones as far as listed.
+        visible: all classes in the picture at some time.
     """
 
     sources: int
     truth: tuple[frozenset[str], ...]
+    sounding: tuple[frozenset[str], ...]
     visible: frozenset[str]
-    heard: frozenset[str]
+
+    @property
+    def heard(self) -> frozenset[str]:
+        """All classes that sound at some time."""
+        return frozenset().union(*self.sounding)
 
 
-def read_listing(clips: AvsBenchClips) -> dict[str, ListedClip]:
+def read_listing(root: Path, subset: Subset) -> dict[str, ListedClip]:
     """The entries of `clips.json` by clip name, none where the dataset has no such file.
 
     Raises DataError for a listing that cannot be read.
     """
-    table = subset_folder(clips.root, clips.subset) / LISTING_NAME
+    table = subset_folder(root, subset) / LISTING_NAME
     if not table.is_file():
         return {}
     try:
@@ -53,8 +59,8 @@ def _listed(entry: dict[str, Any], classes: Collection[str]) -> ListedClip:
     return ListedClip(
         max(map(len, both), default=0),
         tuple(_classes(things, classes) for things in both),
+        tuple(_classes(heard, classes) for _, heard in seconds),
         _classes([thing for seen, _ in seconds for thing in seen], classes),
-        _classes([thing for _, heard in seconds for thing in heard], classes),
     )
 
 
