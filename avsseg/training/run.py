@@ -183,8 +183,8 @@ class TrainingRun:
         )
         if settings.class_weight and not settings.mute and not self.clips.sound_classes:
             raise UsageError(
-                f"{printable(root)}: class_weight needs to know what sounds in which clip, and nothing says so (datasets "
-                "of `avsseg data synth` and `compose` have a clips.json). Leave it out"
+                f"{printable(root)}: class_weight needs to know what sounds in which clip, and nothing says so (the "
+                "datasets of `avsseg data synth` and `compose` do, in clips.json). Leave it out"
             )
         self.val: AvsBenchClips | None = None
         try:

@@ -100,6 +100,16 @@ def test_pairs_go_on_where_they_stopped_and_a_muted_run_has_none(tmp_path: Path,
     assert not states_equal(tmp_path / "muted" / "last.pt", tmp_path / "whole" / "last.pt")
 
 
+def test_classes_that_nothing_lists_cannot_be_told(tmp_path: Path, quick: TrainingSettings) -> None:
+    data = shutil.copytree(quick.data, tmp_path / "data")
+    (data / "Multi-sources" / "clips.json").unlink()
+    unlisted = replace(quick, data=str(data), class_weight=0.5)
+    with pytest.raises(UsageError, match=r"data: class_weight needs to know what sounds in which clip"):
+        TrainingRun(tmp_path / "run", unlisted)
+    assert not (tmp_path / "run").exists()
+    TrainingRun(tmp_path / "run", replace(unlisted, mute=True))
+
+
 def test_a_run_stopped_in_its_last_step_is_validated_when_it_goes_on(tmp_path: Path, quick: TrainingSettings) -> None:
     def stop(progress: Progress) -> None:
         if progress.step == 4:
