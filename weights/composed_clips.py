@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from composed_benchmark import BENCHMARK
+from log_mel_changes import change_log_mel
 from rendered_clips import ClipSettings as RenderedSettings
 from rendered_clips import clip as rendered_clip
 from rendered_clips import picture as rendered_picture
@@ -27,6 +28,8 @@ from avsseg.data.compose_sources import VOID, Sources, read_sources
 from avsseg.data.synthetic_shapes import CLASSES as FAMILIES
 from avsseg.media.audio import log_mel_examples
 
+# of the soundtracks of clips; those that the audio encoder learns from are all changed
+CHANGED_SOUNDS = 0.6
 TRAINING = replace(BENCHMARK, one=0.28, two=0.42, several=0.08, none=0.22, smallest=0.015, motion=1.3)
 
 
@@ -88,7 +91,8 @@ class TrainingClips:
             tracks.append(track)
         waveform = torch.from_numpy(mix_tracks(rng, tracks, self.settings.seconds))
         seconds = [float(t) for t in range(self.settings.seconds)]
-        return {"log_mel": log_mel_examples(waveform, seconds), "heard": torch.from_numpy(heard)}
+        log_mel = change_log_mel(log_mel_examples(waveform, seconds), rng)
+        return {"log_mel": log_mel, "heard": torch.from_numpy(heard)}
 
     def clip(self, seed: int) -> dict[str, Tensor]:
         """A clip with `variants` sounds, as `JointObjective` takes it."""
@@ -109,9 +113,9 @@ class TrainingClips:
             heard = np.zeros((settings.seconds, self.classes), np.float32)
             for k, sounding in clip.sounding().items():
                 heard[sounding, k] = 1
-            log_mels.append(
-                log_mel_examples(torch.from_numpy(clip.waveform), [float(t) for t in range(settings.seconds)])
-            )
+            log_mel = log_mel_examples(torch.from_numpy(clip.waveform), [float(t) for t in range(settings.seconds)])
+            rng = np.random.default_rng([79, seed, variant])
+            log_mels.append(change_log_mel(log_mel, rng) if rng.uniform() < CHANGED_SOUNDS else log_mel)
             masks.append(clip.masks(maps))
             heards.append(heard)
         return {

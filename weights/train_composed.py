@@ -34,7 +34,7 @@ from torch.utils.data import default_collate
 from avsseg.data.compose import compose_clip
 from avsseg.data.compose_pool import SplitSources
 from avsseg.data.compose_sources import Sources
-from avsseg.media.audio import log_mel_examples
+from avsseg.media.audio import SILENT_LOG_MEL, log_mel_examples
 from avsseg.model.avs_mamba import AvsMamba, normalise
 from avsseg.model.config import preset
 from avsseg.training.checkpoints import load_checkpoint
@@ -66,7 +66,6 @@ VALIDATION_CLIPS = 60
 RANK_SEEDS = 1_000_000
 RATE_SCALES = {"model.visual_backbone.": 0.3}
 IDLE = 0.01
-SILENT_LOG_MEL = -4.6052  # ln 0.01
 
 
 def collate(examples: list[dict[str, Tensor]]) -> Batch:
@@ -190,6 +189,8 @@ def train(stage: str, options: argparse.Namespace) -> None:
         )
         train_joint(trainer, sources, options)
         return
+    if options.start_from:
+        model.load_state_dict(load_model(options.start_from).model.state_dict())
     encoder: nn.Module = (
         VisualObjective(model.visual_backbone, BACKBONE_CHANNELS, clips.classes, FOREGROUND_WEIGHT)
         if stage == "visual"
@@ -300,7 +301,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device")
-    parser.add_argument("--from", dest="start_from", help="weights whose fusion `joint` begins with")
+    parser.add_argument("--from", dest="start_from", help="weights to go on from: an encoder, for `joint` the fusion")
     parser.add_argument("--whole", action="store_true", help="`joint` goes on from all of --from, its encoders too")
     parser.add_argument("--mute", action="store_true", help="train `joint` without sound")
     parser.add_argument("--checkpoint", default="best.pt", help="what `export` reads: best.pt or last.pt")
