@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 import multiprocessing
 import signal
+import threading
 import wave
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -183,17 +185,32 @@ def write_clips(
         for split, seed in seeds:
             yield write(context, split, seed)
         return
-    with ProcessPoolExecutor(
+    pool = ProcessPoolExecutor(
         min(jobs, len(seeds)), multiprocessing.get_context("spawn"), initializer=_receive, initargs=(write, context)
-    ) as pool:
-        futures = [pool.submit(_write_in_process, split, seed) for split, seed in seeds]
-        try:
-            for future in futures:
-                yield future.result()
-        except BrokenProcessPool as error:
-            raise EnvironmentFault("a process was killed, for lack of memory most likely. Use fewer --jobs") from error
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)  # after Ctrl-C the clips not begun are not written
+    )
+    try:
+        with _interrupts_ignored():  # the first `submit` starts the processes, which inherit that
+            futures = [pool.submit(_write_in_process, split, seed) for split, seed in seeds]
+        for future in futures:
+            yield future.result()
+    except BrokenProcessPool as error:
+        raise EnvironmentFault("a process was killed, for lack of memory most likely. Use fewer --jobs") from error
+    finally:
+        # after Ctrl-C the clips not begun are not written. No `with`: it calls this again, and takes that back
+        pool.shutdown(cancel_futures=True)
+
+
+@contextlib.contextmanager
+def _interrupts_ignored() -> Iterator[None]:
+    """Ctrl-C means nothing for the moment; it cannot be switched outside the main thread, where it never arrives."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 _in_process: tuple[Callable[[Any, Any, int], Any], Any]
@@ -201,7 +218,7 @@ _in_process: tuple[Callable[[Any, Any, int], Any], Any]
 
 def _receive(write: Callable[[Any, Any, int], Any], context: Any) -> None:
     global _in_process
-    # the process that started this one decides what Ctrl-C means
+    # the process that started this one decides what Ctrl-C means; Windows lets nothing inherit that
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     _in_process = write, context
 

@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -85,6 +90,21 @@ def test_ending_early_renders_no_further_clips(tmp_path: Path) -> None:
     clips.close()
     assert len(list(tmp_path.rglob("*.mp4"))) < 20
     assert not list(tmp_path.rglob("*.csv"))
+
+
+@pytest.mark.skipif(os.name == "nt", reason="sends a signal to a process group")
+def test_ctrl_c_ends_all_processes_without_a_word_of_python(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "avsseg", "data", "synth", str(tmp_path / "scenes"), "--clips", "40"]
+    started = subprocess.Popen(
+        [*command, "--size", "32", "--jobs", "2"], stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    while not list(tmp_path.rglob("*.mp4")) and started.poll() is None:
+        time.sleep(0.02)
+    os.killpg(started.pid, signal.SIGINT)
+    _, told = started.communicate(timeout=120)
+    assert started.returncode == 130
+    assert "Traceback" not in told
+    assert len(list(tmp_path.rglob("*.mp4"))) < 20
 
 
 def test_mask_encodings(ms3: Path, s4: Path) -> None:
