@@ -268,8 +268,8 @@ class TrainingRun:
         check = validation(self.val, mute=self.settings.mute) if self.val is not None else None
         try:
             self.trainer.train(batches, check)
-        except Interrupted:
-            self._leave()
+        except Interrupted:  # in all processes at the same step
+            self._leave(together=True)
             raise
         except (MemoryError, RuntimeError) as error:
             if is_out_of_memory(error):
@@ -285,15 +285,25 @@ class TrainingRun:
             model = self.folder / "best.safetensors"
             # the first error is the one to be told
             with contextlib.suppress(AvssegError):
-                model = self._leave()
+                model = self._leave(together=self.trainer.failed_together)
             if isinstance(error, NonFiniteError) and model.exists():
                 rate = f"--learning-rate {self.settings.learning_rate / 2:g}"
                 raise NonFiniteError(f"{error} in another --out: --from {printable(model)} {rate}") from error
             raise
         return self._leave()
 
-    def _leave(self) -> Path:
-        """Writes the models and the curves; what a run that stopped early has so far."""
+    def _leave(self, *, together: bool = False) -> Path:
+        """Writes the models and the curves; what a run that stopped early has so far.
+
+        Where all processes come here `together` the others wait for the first: `torchrun` stops it when one has ended.
+        """
+        try:
+            return self._leave_alone()
+        finally:
+            if together and self.world > 1:
+                torch.distributed.barrier()
+
+    def _leave_alone(self) -> Path:
         best = self.folder / "best.safetensors"
         if self.rank != 0:
             return best

@@ -17,7 +17,7 @@ import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 import torch.distributed
@@ -31,6 +31,7 @@ logger = logging.getLogger(__name__)
 
 Validation = Callable[[nn.Module], Mapping[str, float]]
 Precision = Literal["fp32", "bf16", "fp16"]
+Done = TypeVar("Done")
 # log-decays and skips of a scan must not be pulled towards 0: there a state never forgets; Vim's recipe spares its
 # embeddings too
 NO_DECAY = ("A_logs", "Ds", "dt_projs_bias", "A_log", "A_b_log", "pos_embed", "cls_token")
@@ -45,6 +46,10 @@ class Interrupted(Exception):  # noqa: N818 (not an error: the run was asked to 
 
 class NonFiniteError(AvssegError):
     """A loss or a gradient that is no longer a number."""
+
+
+class OtherProcessError(AvssegError):
+    """Another process of the run failed, which tells why."""
 
 
 @dataclass(frozen=True)
@@ -145,6 +150,7 @@ class Trainer:
         self.distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
         self.leads = not self.distributed or torch.distributed.get_rank() == 0
         self.listener = listener
+        self.failed_together = False  # what `train` raised, it raised in all processes
         self._stop = False
         self._validated: dict[str, float] = {}
         self._validated_at = (0, 0.0)  # step and seconds of the last validation
@@ -212,8 +218,9 @@ class Trainer:
     def train(self, batches: Iterable[Any], validate: Validation | None = None, *, until: float = 1.0) -> None:
         """Runs until `progress` reaches `until`.
 
-        Raises NonFiniteError, naming the batch, when the loss is no longer finite, OutputError when the disk refuses,
-        and Interrupted after `request_stop`.
+        Raises NonFiniteError, naming the batch, when the loss is no longer finite, what `batches` raises, OutputError
+        when the disk refuses, and Interrupted after `request_stop`. What keeps one process from its part of a step
+        ends all of them: the others raise OtherProcessError.
         """
         settings = self.settings
         saved = self.elapsed_s
@@ -224,7 +231,7 @@ class Trainer:
         if validate and self.leads and self._validated_at[0] < self.step and (self._due() or self.progress >= 1):
             self._validate(validate)  # a stop kept it from being done: later ones are to come when they would have
         while self.progress < until:
-            group, waited = self._next_batches(source)
+            group, waited = self._together(lambda: self._next_batches(source))
             if not group:
                 return
             self._set_learning_rate()
@@ -273,8 +280,49 @@ class Trainer:
 
     def _update(self, group: list[Any]) -> dict[str, float]:
         settings = self.settings
+        totals = self._together(lambda: self._gradients(group))
+        # averaged first: what overflows in one process must make all of them skip the step
+        self._average_gradients()
+        self.scaler.unscale_(self.optimizer)
+        if self.step < settings.frozen_steps:
+            for name, parameter in self.objective.named_parameters():
+                if name.startswith(settings.frozen):
+                    parameter.grad = None
+        limit = settings.gradient_clip or math.inf
+        norm = nn.utils.clip_grad_norm_(self.objective.parameters(), limit)
+        if not torch.isfinite(norm) and not self.scaler.is_enabled():
+            self.failed_together = self.distributed
+            raise NonFiniteError(
+                f"{printable(self.folder)}: the gradient is {norm.item()} at step {self.step}{_names(group)}. Look at "
+                "the data, or lower the learning rate"
+            )
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self._follow()
+        return {**{name: _mean(values) for name, values in totals.items()}, "gradient_norm": float(norm)}
+
+    def _together(self, work: Callable[[], Done]) -> Done:
+        """What `work` returns; if it raises AvssegError in one process, all of them raise."""
+        if not self.distributed:
+            return work()
+        error: AvssegError | None = None
+        try:
+            done = work()
+        except AvssegError as caught:
+            error = caught
+        failed = torch.tensor(float(error is not None))
+        torch.distributed.all_reduce(failed, torch.distributed.ReduceOp.MAX)
+        self.failed_together = bool(failed)
+        if error is not None:
+            raise error
+        if failed:
+            raise OtherProcessError(f"{printable(self.folder)}: another process of the run failed and tells why")
+        return done
+
+    def _gradients(self, group: list[Any]) -> dict[str, list[float]]:
+        """Leaves the gradients of a step's batches; what they logged."""
         rank = torch.distributed.get_rank() if self.distributed else 0
-        torch.manual_seed(settings.seed * 1_000_003 + self.step * 64 + rank)
+        torch.manual_seed(self.settings.seed * 1_000_003 + self.step * 64 + rank)
         self.optimizer.zero_grad(set_to_none=True)
         totals: dict[str, list[float]] = {}
         for batch in group:
@@ -288,24 +336,7 @@ class Trainer:
             self.scaler.scale(loss / len(group)).backward()
             for name, value in {"loss": loss.item(), **logged}.items():
                 totals.setdefault(name, []).append(value)
-        # averaged first: what overflows in one process must make all of them skip the step
-        self._average_gradients()
-        self.scaler.unscale_(self.optimizer)
-        if self.step < settings.frozen_steps:
-            for name, parameter in self.objective.named_parameters():
-                if name.startswith(settings.frozen):
-                    parameter.grad = None
-        limit = settings.gradient_clip or math.inf
-        norm = nn.utils.clip_grad_norm_(self.objective.parameters(), limit)
-        if not torch.isfinite(norm) and not self.scaler.is_enabled():
-            raise NonFiniteError(
-                f"{printable(self.folder)}: the gradient is {norm.item()} at step {self.step}{_names(group)}. Look at "
-                "the data, or lower the learning rate"
-            )
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        self._follow()
-        return {**{name: _mean(values) for name, values in totals.items()}, "gradient_norm": float(norm)}
+        return totals
 
     def _autocast(self) -> contextlib.AbstractContextManager[Any]:
         precision = self.settings.precision

@@ -6,6 +6,7 @@ import csv
 import itertools
 import math
 import os
+import re
 import shutil
 import signal
 from dataclasses import replace
@@ -16,9 +17,11 @@ import pytest
 import torch
 import torch.multiprocessing
 
+from avsseg.data.avsbench import AvsBenchClips, ClipExample
 from avsseg.errors import AvssegError, DataError, EnvironmentFault, OutputError, UsageError
 from avsseg.model.backbones.vim import VIM, Vim
 from avsseg.training.checkpoints import load_checkpoint
+from avsseg.training.clips import ClipBatch, ClipObjective
 from avsseg.training.distributed import process_group
 from avsseg.training.run import TrainingRun, build_model, frozen_statistics
 from avsseg.training.settings import TrainingSettings
@@ -180,6 +183,54 @@ def test_two_processes_have_the_loss_of_one_with_the_doubled_batch(tmp_path: Pat
     for name, tensor in one.items():
         if tensor.is_floating_point():
             assert torch.allclose(tensor, two[name], atol=2e-4), name
+
+
+def _one_of_two_that_fail(rank: int, folder: Path, settings: TrainingSettings, failing: int, what: str) -> None:
+    torch.set_num_threads(1)
+    forward, fetch, losses, clips = (
+        ClipObjective.forward,
+        AvsBenchClips.__getitem__,
+        itertools.count(),
+        itertools.count(),
+    )
+
+    def spoilt(self: ClipObjective, batch: ClipBatch) -> tuple[torch.Tensor, dict[str, float]]:
+        loss, logged = forward(self, batch)
+        return (loss * math.nan if next(losses) == 1 else loss), logged
+
+    def damaged(self: AvsBenchClips, index: int) -> ClipExample:
+        if next(clips) == 2:  # the first of the second step
+            raise DataError("5.png: is damaged")
+        return fetch(self, index)
+
+    if rank == failing:
+        name, stand_in = {"loss": ("forward", spoilt), "file": ("__getitem__", damaged)}[what]
+        setattr(ClipObjective if what == "loss" else AvsBenchClips, name, stand_in)
+    try:
+        with process_group(init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2):
+            TrainingRun(folder / "two", settings).train()
+    except AvssegError as error:
+        (folder / f"{rank}.txt").write_text(f"{type(error).__name__}: {error}")
+    os._exit(0)
+
+
+@pytest.mark.parametrize(
+    ("what", "failing", "told"),
+    [
+        ("loss", 0, "NonFiniteError: .*two: the loss is nan at step 1"),
+        ("loss", 1, "NonFiniteError: .*two: the loss is nan at step 1"),
+        ("file", 1, "DataError: 5.png: is damaged"),
+    ],
+)
+def test_what_ends_one_process_ends_both_and_leaves_the_best(
+    what: str, failing: int, told: str, tmp_path: Path, quick: TrainingSettings
+) -> None:
+    torch.multiprocessing.spawn(_one_of_two_that_fail, (tmp_path, quick, failing, what), nprocs=2)
+    assert re.match(told, (tmp_path / f"{failing}.txt").read_text())
+    other = (tmp_path / f"{1 - failing}.txt").read_text()
+    assert other.startswith("OtherProcessError: ")
+    assert other.endswith("two: another process of the run failed and tells why")
+    assert load_model(tmp_path / "two" / "best.safetensors")
 
 
 def test_frozen_encoders_stay_for_their_epochs(tmp_path: Path, quick: TrainingSettings) -> None:
