@@ -56,8 +56,8 @@ SIZE = 128
 # up to which progress, side of the pictures: small first, for more pictures in the same time
 PICTURE_PHASES = ((0.9, 96), (1.0, SIZE))
 # up to which progress, how many seconds a clip, side of its pictures, clips a step and process: single seconds, because
-# a step costs by the frame and what sounds is learned from many scenes. Longer clips at the end lowered M_J twice
-PHASES = ((0.85, 1, 96, 6), (1.0, 1, SIZE, 4))
+# a step costs by the frame and what sounds is learned from many scenes. Longer clips at the end scored lower
+PHASES = ((0.6, 1, 96, 6), (1.0, 1, SIZE, 6))
 FIRST_SEED = {"visual": 10_000_000, "audio": 20_000_000, "joint": 30_000_000}
 ENCODER_BATCH = {"visual": 16, "audio": 16}
 # what lies between a picture's two views; seconds of one recording teach less than seconds of two

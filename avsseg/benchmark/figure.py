@@ -36,7 +36,7 @@ def draw_figure(rows: Sequence[BenchRow], path: Path, title: str) -> Path:
     values: list[tuple[str, Callable[[BenchRow], float | None]]] = [
         ("operations of a clip (GFLOP)", lambda row: row.complexity.flops / 1e9 if row.complexity else None),
         ("peak memory (GiB)", lambda row: row.peak_bytes / 2**30 if row.peak_bytes else None),
-        ("latency of a clip (s)", lambda row: row.latency_s if row.times_s else None),
+        ("latency of a pass (s)", lambda row: row.latency_s if row.times_s else None),
     ]
     sizes = sorted({row.size for row in rows})
     for axes, (label, value) in zip(panels[1:], values, strict=True):

@@ -1,6 +1,6 @@
 """The process whose peak memory `measure_models` reports: one pass of one model on the CPU, then its own peak.
 
-    python -m avsseg.benchmark.memory '["avs-mamba-tiny", 224, 5, "fp32", 2]'
+    python -m avsseg.benchmark.memory '["avs-mamba-tiny", 1, 224, 5, "fp32", 2]'
 
 Prints bytes, or nothing where the system does not tell.
 """
@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from avsseg.benchmark.models import build_models, forward_pass, random_clip
+from avsseg.benchmark.models import build_models, forward_pass, random_clips
 
 
 def peak_bytes() -> int | None:
@@ -32,13 +32,13 @@ def peak_bytes() -> int | None:
 
 
 def main() -> None:
-    name, size, frames, precision, threads = json.loads(sys.argv[1])
+    name, batch, size, frames, precision, threads = json.loads(sys.argv[1])
     torch.set_num_threads(threads)
     device = torch.device("cpu")
-    model, clip = build_models([name], device)[name], random_clip(size, frames, device)
+    model, clips = build_models([name], device)[name], random_clips(batch, size, frames, device)
     with contextlib.suppress(OSError):  # only Linux has it: what drawing random weights took is not the model's
         Path("/proc/self/clear_refs").write_text("5")
-    forward_pass(model, clip, precision)
+    forward_pass(model, clips, precision)
     peak = peak_bytes()
     if peak is not None:
         print(peak)

@@ -33,9 +33,9 @@ class BenchRow:
 
     Attributes:
         model, backbone: the name asked for, and that of the visual backbone in it.
-        size, frames: side of the input in pixels, and T.
-        complexity: parameters and operations; None where there was no memory for it.
-        times_s: seconds of each timed pass of a clip.
+        size, frames, batch: side of the input in pixels, T, and clips a pass.
+        complexity: parameters, and operations of one clip; None where there was no memory for it.
+        times_s: seconds of each timed pass.
         peak_bytes: on CUDA the most memory allocated while only this model would be there; on a CPU the peak of a
             process of its own that does one pass, Python and PyTorch included. None where the system does not tell.
         error: why there are no times, or "".
@@ -45,6 +45,7 @@ class BenchRow:
     backbone: str
     size: int
     frames: int
+    batch: int = 1
     complexity: Complexity | None = None
     times_s: tuple[float, ...] = ()
     peak_bytes: int | None = None
@@ -52,12 +53,12 @@ class BenchRow:
 
     @property
     def latency_s(self) -> float:
-        """Median seconds of a clip; NaN without times."""
+        """Median seconds of a pass; NaN without times."""
         return statistics.median(self.times_s) if self.times_s else float("nan")
 
     @property
     def frames_per_s(self) -> float:
-        return self.frames / self.latency_s
+        return self.batch * self.frames / self.latency_s
 
     def as_json(self, rate: float) -> dict[str, object]:
         """Plain values; those that are not known are None. `rate`: frames that a second of video gives."""
@@ -68,6 +69,7 @@ class BenchRow:
             "backbone": self.backbone,
             "size": self.size,
             "frames": self.frames,
+            "batch": self.batch,
             "parameters": counts and counts.parameters,
             "backbone_parameters": counts and counts.backbone_parameters,
             "flops": counts and counts.flops,
@@ -95,19 +97,19 @@ def measure_models(options: BenchOptions, listener: Listener = ignore) -> list[B
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     rows = {
-        (name, size): BenchRow(name, model_config(name).backbone, size, options.frames)
+        (name, size): BenchRow(name, model_config(name).backbone, size, options.frames, options.batch)
         for name in dict.fromkeys(options.models)
         for size in dict.fromkeys(options.sizes)
     }
     if device.type == "cpu":  # first, while this process is small and leaves the memory to others
         for (name, size), row in rows.items():
             listener(f"memory of {label(name, size)}")
-            rows[name, size] = replace(row, peak_bytes=peak_of_own_process(name, size, options.frames, precision))
+            rows[name, size] = replace(row, peak_bytes=peak_of_own_process(row, precision))
     models = build_models(list(dict.fromkeys(options.models)), device)
     for (name, size), row in rows.items():
         listener(f"operations of {label(name, size)}")
         rows[name, size] = _first_pass(row, models[name], device, precision)
-    clips = {size: random_clip(size, options.frames, device) for size in options.sizes}
+    clips = {size: random_clips(options.batch, size, options.frames, device) for size in options.sizes}
     passes = {
         label(name, size): functools.partial(forward_pass, models[name], clips[size], precision)
         for (name, size), row in rows.items()
@@ -137,36 +139,36 @@ def build_models(names: list[str], device: torch.device) -> dict[str, AvsMamba]:
     return models
 
 
-def random_clip(size: int, frames: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Noise as frames (1, T, 3, size, size) and log_mel (1, T, 1, 96, 64), float32."""
+def random_clips(batch: int, size: int, frames: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Noise as frames (B, T, 3, size, size) and log_mel (B, T, 1, 96, 64), float32."""
     return (
-        torch.randn(1, frames, 3, size, size, device=device),
-        torch.randn(1, frames, 1, 96, 64, device=device),
+        torch.randn(batch, frames, 3, size, size, device=device),
+        torch.randn(batch, frames, 1, 96, 64, device=device),
     )
 
 
 @torch.inference_mode()
-def forward_pass(model: AvsMamba, clip: tuple[Tensor, Tensor], precision: Precision) -> None:
+def forward_pass(model: AvsMamba, clips: tuple[Tensor, Tensor], precision: Precision) -> None:
     """One pass, as `avsseg.pipeline.segment` does it."""
     dtype = AUTOCAST_DTYPES.get(precision)
-    with torch.autocast(clip[0].device.type, dtype=dtype, enabled=dtype is not None):
-        model(*clip)
+    with torch.autocast(clips[0].device.type, dtype=dtype, enabled=dtype is not None):
+        model(*clips)
 
 
 def _first_pass(row: BenchRow, model: AvsMamba, device: torch.device, precision: Precision) -> BenchRow:
     """Counts operations and memory, and is the pass that compiles kernels and fills caches before any is timed."""
     try:
-        clip = random_clip(row.size, row.frames, device)
-        row = replace(row, complexity=complexity(model, *clip))
+        row = replace(row, complexity=complexity(model, *random_clips(1, row.size, row.frames, device)))
+        clips = random_clips(row.batch, row.size, row.frames, device)
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
             others = torch.cuda.memory_allocated(device) - sum(
-                tensor.nbytes for tensor in (*model.parameters(), *model.buffers(), *clip)
+                tensor.nbytes for tensor in (*model.parameters(), *model.buffers(), *clips)
             )
-            forward_pass(model, clip, precision)
+            forward_pass(model, clips, precision)
             synchronise(device)
             return replace(row, peak_bytes=torch.cuda.max_memory_allocated(device) - others)
-        forward_pass(model, clip, precision)
+        forward_pass(model, clips, precision)
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
@@ -174,9 +176,9 @@ def _first_pass(row: BenchRow, model: AvsMamba, device: torch.device, precision:
     return row
 
 
-def peak_of_own_process(name: str, size: int, frames: int, precision: Precision) -> int | None:
+def peak_of_own_process(row: BenchRow, precision: Precision) -> int | None:
     """Bytes that a fresh process holds at most that does one pass on the CPU; None where that cannot be had."""
-    asked = json.dumps([name, size, frames, precision, torch.get_num_threads()])
+    asked = json.dumps([row.model, row.batch, row.size, row.frames, precision, torch.get_num_threads()])
     command = [sys.executable, "-m", "avsseg.benchmark.memory", asked]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     # killed for its memory, as a rule: the pass in this process will tell

@@ -11,6 +11,7 @@ from avsseg.weights.registry import DEFAULT_MODEL
 
 DEFAULT_MODELS = (DEFAULT_MODEL, *FIGURE_10_MODELS)
 LONGEST_CLIP = 1000
+LARGEST_BATCH = 1024
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,7 @@ class BenchOptions:
         models: names of presets, or of visual backbones, which are then measured inside the paper's model.
         sizes: sides in pixels of the square input.
         frames: T, the frames of a clip.
+        batch: clips that go through the model in one pass.
         device: "auto", "cpu", "cuda", "cuda:N" or "mps".
         precision: "auto" is float32 on the CPU and bfloat16 autocast on CUDA.
         threads: CPU threads of the model; None leaves PyTorch's choice.
@@ -34,6 +36,7 @@ class BenchOptions:
     models: tuple[str, ...] = DEFAULT_MODELS
     sizes: tuple[int, ...] = (224,)
     frames: int = 5
+    batch: int = 1
     device: str = "auto"
     precision: Precision = "auto"
     threads: int | None = None
@@ -50,6 +53,8 @@ class BenchOptions:
                 raise UsageError(f"size is {size}; it must be from 32 to {LARGEST_SIZE} pixels")
         if not 1 <= self.frames <= LONGEST_CLIP:
             raise UsageError(f"frames is {self.frames}; it must be from 1 to {LONGEST_CLIP}")
+        if not 1 <= self.batch <= LARGEST_BATCH:
+            raise UsageError(f"batch is {self.batch}; it must be from 1 to {LARGEST_BATCH} clips")
         if self.repeats < 1:
             raise UsageError(f"repeats is {self.repeats}; it must be at least 1")
         if not 0.001 <= self.rate <= 1000:

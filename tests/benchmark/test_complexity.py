@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from avsseg.benchmark.complexity import complexity, counted_scans, scan_flops
-from avsseg.benchmark.models import random_clip
+from avsseg.benchmark.models import random_clips
 from avsseg.benchmark.options import BenchOptions, model_config
 from avsseg.errors import UsageError
 from avsseg.model.avs_mamba import AvsMamba
@@ -38,13 +38,13 @@ def encoder_only() -> AvsMamba:
 
 
 def test_the_scans_of_a_model_are_those_of_its_plans(encoder_only: AvsMamba) -> None:
-    counts = complexity(encoder_only, *random_clip(SIDE, T, torch.device("cpu")))
+    counts = complexity(encoder_only, *random_clips(1, SIDE, T, torch.device("cpu")))
     tokens = 8 * 8 + 4 * 4 + 2 * 2
     frame = T * 4 * tokens * 64 * (9 * 4 + 1 + 2 * 2)  # VSS block: each frame in 4 directions
     clip = 8 * T * tokens * 64 * (9 * 4 + 1 + 2 * 2)  # Temporal Mamba: the clip in 8
     assert counts.scan_flops == frame + clip
     smaller, larger = (
-        complexity(encoder_only, *random_clip(side, T, torch.device("cpu"))) for side in (SIDE // 2, 2 * SIDE)
+        complexity(encoder_only, *random_clips(1, side, T, torch.device("cpu"))) for side in (SIDE // 2, 2 * SIDE)
     )
     assert larger.scan_flops == 4 * counts.scan_flops
     # what grows grows with the area: the sound stays as it is
@@ -54,7 +54,7 @@ def test_the_scans_of_a_model_are_those_of_its_plans(encoder_only: AvsMamba) -> 
 
 
 def test_the_count_does_not_depend_on_the_back_end(encoder_only: AvsMamba) -> None:
-    clip = random_clip(SIDE, T, torch.device("cpu"))
+    clip = random_clips(1, SIDE, T, torch.device("cpu"))
     counts = []
     try:
         for name in [name for name in ("cpp", "torch") if not available_backends()[name]]:
@@ -78,7 +78,7 @@ class Attention(nn.Module):
 
 
 def test_attention_is_counted() -> None:
-    counts = complexity(Attention(), *random_clip(32, 1, torch.device("cpu")))  # type: ignore[arg-type]
+    counts = complexity(Attention(), *random_clips(1, 32, 1, torch.device("cpu")))  # type: ignore[arg-type]
     assert counts.flops == 2 * (6 * 6 * 4) * 2 + 2 * 6 * 4 * 3
     assert (counts.parameters, counts.scan_flops) == (12, 0)
 

@@ -36,6 +36,18 @@ def test_a_model_is_measured_and_drawn(avsseg_main: Callable[..., CompletedProce
         assert picture.width > 1000
 
 
+def test_clips_of_a_batch_go_through_together(avsseg_main: Callable[..., CompletedProcess[str]]) -> None:
+    one, three = (
+        json.loads(avsseg_main("bench", *SMALL, "--sizes", "32", "--batch", count, "--json").stdout)
+        for count in ("1", "3")
+    )
+    assert (one["batch"], three["batch"]) == (1, 3)
+    (alone,), (together,) = one["rows"], three["rows"]
+    assert together["frames_per_s"] == pytest.approx(6 / together["latency_s"])
+    assert together["flops"] == alone["flops"]
+    assert together["peak_bytes"] > alone["peak_bytes"]
+
+
 def test_scans_stand_side_by_side(avsseg_main: Callable[..., CompletedProcess[str]]) -> None:
     arguments = ("bench", "--scan", "--sizes", "32", "--frames", "1", "--repeats", "1", "--device", "cpu")
     document = json.loads(avsseg_main(*arguments, "--json").stdout)
@@ -59,6 +71,7 @@ def test_scans_stand_side_by_side(avsseg_main: Callable[..., CompletedProcess[st
         (["--sizes", "224,big"], "--sizes 224,big: must be whole numbers"),
         (["--sizes", "16"], "size is 16; it must be from 32"),
         (["--frames", "0"], "frames is 0"),
+        (["--batch", "0"], "batch is 0"),
         (["--repeats", "0"], "repeats is 0"),
         (["--rate", "0"], "rate is 0"),
         (["--device", "gpu"], "--device gpu: choose"),
