@@ -137,10 +137,16 @@ def pretrained(run: Path, stage: str, prefix: str) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): tensor for name, tensor in average.items() if name.startswith(prefix)}
 
 
+def finished(source: str) -> dict[str, Tensor]:
+    """What finished weights hold, without what they tell sounds apart by: the stages have heads of their own."""
+    given = load_model(source).model.state_dict()
+    return {name: tensor for name, tensor in given.items() if not name.startswith("heard_head.")}
+
+
 def start(joint: JointObjective, options: argparse.Namespace) -> None:
     """The encoders of the earlier stages, or with `--whole` everything from finished weights."""
     if options.whole:
-        joint.model.load_state_dict(load_model(options.start_from).model.state_dict())
+        joint.model.load_state_dict(finished(options.start_from))
         return
     joint.model.visual_backbone.load_state_dict(pretrained(options.folder, "visual", "backbone."))
     joint.model.audio_encoder.load_state_dict(pretrained(options.folder, "audio", "encoder."))
@@ -151,7 +157,7 @@ def start(joint: JointObjective, options: argparse.Namespace) -> None:
 
 def take_fusion(model: AvsMamba, source: str) -> None:
     """Everything between the encoders and the masks, where shapes fit, from other weights: how to match is learned."""
-    given = load_model(source).model.state_dict()
+    given = finished(source)
     own = model.state_dict()
     fusion = {k: v for k, v in given.items() if not k.startswith(("visual_backbone.", "audio_encoder."))}
     fitting = {k: v for k, v in fusion.items() if own[k].shape == v.shape}
@@ -190,7 +196,7 @@ def train(stage: str, options: argparse.Namespace) -> None:
         train_joint(trainer, sources, options)
         return
     if options.start_from:
-        model.load_state_dict(load_model(options.start_from).model.state_dict())
+        model.load_state_dict(finished(options.start_from))
     encoder: nn.Module = (
         VisualObjective(model.visual_backbone, BACKBONE_CHANNELS, clips.classes, FOREGROUND_WEIGHT)
         if stage == "visual"
@@ -240,9 +246,9 @@ def idle_channel(model: AvsMamba, clips: Iterable[tuple[Tensor, Tensor, Tensor]]
 @torch.no_grad()
 def blend(model: AvsMamba, source: str) -> None:
     """The mean with the weights that training went on from: keeps more of what those knew (Wortsman et al. 2022)."""
-    other = load_model(source).model.state_dict()
+    other = finished(source)
     for name, tensor in model.state_dict().items():
-        if tensor.is_floating_point():
+        if tensor.is_floating_point() and name in other:
             tensor.add_(other[name]).div_(2)
 
 
@@ -258,10 +264,15 @@ def shift_logits(model: AvsMamba, shift: float, channel: int) -> None:
 def export(options: argparse.Namespace) -> None:
     """Writes the best joint checkpoint's averaged model and the manifest entry."""
     state = load_checkpoint(options.folder / "joint" / options.checkpoint)
-    model = AvsMamba(preset(MODEL, input_size=SIZE))
-    prefix = "objective.model."
-    model.load_state_dict({k.removeprefix(prefix): v for k, v in state["average"].items() if k.startswith(prefix)})
     sources = load_sources(options.data)
+    model = AvsMamba(preset(MODEL, input_size=SIZE, heard_classes=len(sources.classes) - 1))
+    prefix = "objective.model."
+    own = {k.removeprefix(prefix): v for k, v in state["average"].items() if k.startswith(prefix)}
+    # background comes before the classes of the sources, rendered families after them
+    told = {f"heard_head.{k}": state["average"][f"objective.audio_head.{k}"] for k in ("weight", "bias")}
+    model.load_state_dict({**own, **{k: v[1 : len(sources.classes)] for k, v in told.items()}})
+    visible = SplitSources(sources, "train", BENCHMARK).sounding
+    names = [name if k in visible else "" for k, name in enumerate(sources.classes) if k > 0]
     channel = idle_channel(model.eval(), val_clips(sources)) if options.shift else None
     if options.blend:
         blend(model, options.blend)
@@ -277,7 +288,7 @@ def export(options: argparse.Namespace) -> None:
         "blended_with": hashlib.sha256(Path(options.blend).read_bytes()).hexdigest() if options.blend else "",
         "classes": [*sources.classes[1:]],
     }
-    digest = save_model(target, model.eval(), training=provenance, half=True)
+    digest = save_model(target, model.eval(), heard=names, training=provenance, half=True)
     manifest = {
         MODEL: {
             "file": target.name,

@@ -63,6 +63,7 @@ class AvsMamba(nn.Module):
         self.decoder = ModalityAggregationDecoder(config)
         self.pyramid = ContextualIntegrationPyramid(config)
         self.head = MaskHead(config)
+        self.heard_head = nn.Linear(EMBEDDING_DIM, config.heard_classes) if config.heard_classes else None
 
     def forward(self, frames: Tensor, log_mel: Tensor) -> Tensor:
         """frames (B, T, 3, H, W) from `normalise`, log_mel (B, T, 1, 96, 64) -> logits (B, T, N_class, H, W).
@@ -70,6 +71,12 @@ class AvsMamba(nn.Module):
         H and W that 32 does not divide are padded at the right and the bottom and cropped back.
         """
         return self.layer_logits(frames, log_mel, last_only=True)[-1]
+
+    def masks_and_sounds(self, frames: Tensor, log_mel: Tensor) -> tuple[Tensor, Tensor | None]:
+        """`forward`, and the logits (B, T, K) of `heard_classes` K classes that sound in each second; None without."""
+        stages = self.stages(frames, log_mel)
+        (logits,) = self.layer_logits_of(stages, frames.shape[-2:], last_only=True)
+        return logits, None if self.heard_head is None else self.heard_head(stages.embedding)
 
     def layer_logits(
         self, frames: Tensor, log_mel: Tensor, *, sounds: int = 1, last_only: bool = False

@@ -68,6 +68,8 @@ class AvsMambaConfig:
     head_hidden: int = 2048
     head_channels: tuple[int, int] = (128, 32)
     num_classes: int = 1
+    # classes of sound that the audio embedding is told apart into, beside the masks; 0: none
+    heard_classes: int = 0
     # side of the square that frames are squashed to when a video is segmented
     input_size: int = 224
 

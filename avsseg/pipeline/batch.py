@@ -332,6 +332,7 @@ def track_settings(track: MaskTrack, options: SegmentOptions, output_options: Ou
         model_sha256=track.model_sha256,
         trained=track.trained,
         categories=track.categories,
+        heard=track.heard,
         rate=options.rate,
         size=track.size,
         window=options.window,

@@ -5,14 +5,14 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from avsseg.model.avs_mamba import normalise
+from avsseg.model.avs_mamba import AvsMamba, normalise
 from avsseg.pipeline.options import Precision
 
 if TYPE_CHECKING:
@@ -28,18 +28,27 @@ AUTOCAST_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 _MEMORY_WORDS = ("out of memory", "allocate memory", "not enough memory", "bad_alloc", "ALLOC_FAILED")
 
 
+class ScoredWindow(NamedTuple):
+    """A window of T masks: probability (T, N_class, H, W), heard (T, K) that of each class of sound; K may be 0."""
+
+    window: ClipWindow
+    probability: NDArray[np.float32]
+    heard: NDArray[np.float32]
+
+
 @dataclass(frozen=True)
 class _Scored:
-    """Windows on their way: `probability` (n, T, N_class, H, W) is complete once `arrived` has happened."""
+    """Windows on their way: `probability` and `heard` are complete once `arrived` has happened."""
 
     windows: tuple[ClipWindow, ...]
     probability: Tensor
+    heard: Tensor
     arrived: torch.cuda.Event | None
 
-    def results(self) -> Iterator[tuple[ClipWindow, NDArray[np.float32]]]:
+    def results(self) -> Iterator[ScoredWindow]:
         if self.arrived is not None:
             self.arrived.synchronize()
-        yield from zip(self.windows, self.probability.numpy(), strict=True)
+        yield from map(ScoredWindow, self.windows, self.probability.numpy(), self.heard.numpy())
 
 
 class WindowScorer:
@@ -58,8 +67,8 @@ class WindowScorer:
         self.precision: Precision = precision
         self.at_once = at_once or WINDOWS_AT_ONCE.get(device.type, 1)
 
-    def score(self, windows: Iterable[ClipWindow]) -> Iterator[tuple[ClipWindow, NDArray[np.float32]]]:
-        """Each window with its probabilities (T, N_class, H, W).
+    def score(self, windows: Iterable[ClipWindow]) -> Iterator[ScoredWindow]:
+        """Each window with its probabilities.
 
         Raises:
             torch.OutOfMemoryError, RuntimeError: a single window takes more memory than there is.
@@ -108,24 +117,36 @@ class WindowScorer:
 
     def _enqueue(self, part: Sequence[ClipWindow]) -> _Scored:
         with self.loaded.turn:
-            probability = class_probabilities(self.loaded.model, part, self.device, self.precision)
+            probability, heard = mask_and_sound_probabilities(self.loaded.model, part, self.device, self.precision)
             if self.device.type != "cuda":
-                return _Scored(tuple(part), probability.cpu(), None)
-            # pinned, so that the copy happens behind the computation instead of after a wait for it
-            host = torch.empty(probability.shape, dtype=probability.dtype, pin_memory=True)
-            host.copy_(probability, non_blocking=True)
+                return _Scored(tuple(part), probability.cpu(), heard.cpu(), None)
+            on_host = _copied_behind(probability), _copied_behind(heard)
             arrived = torch.cuda.Event()
             arrived.record(torch.cuda.current_stream(self.device))
-            return _Scored(tuple(part), host, arrived)
+            return _Scored(tuple(part), *on_host, arrived)
 
 
-@torch.inference_mode()
+def _copied_behind(tensor: Tensor) -> Tensor:
+    """In pinned memory, so that the copy happens behind the computation instead of after a wait for it."""
+    host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+    host.copy_(tensor, non_blocking=True)
+    return host
+
+
 def class_probabilities(
     model: torch.nn.Module, windows: Sequence[ClipWindow], device: torch.device, precision: Precision
 ) -> Tensor:
-    """Probabilities (n, T, N_class, H, W), float32 on the device, of n windows of T frames each.
+    """The first of `mask_and_sound_probabilities`."""
+    return mask_and_sound_probabilities(model, windows, device, precision)[0]
 
-    Sigmoid of a single class, softmax over several.
+
+@torch.inference_mode()
+def mask_and_sound_probabilities(
+    model: torch.nn.Module, windows: Sequence[ClipWindow], device: torch.device, precision: Precision
+) -> tuple[Tensor, Tensor]:
+    """Those of masks (n, T, N_class, H, W) and of sounds (n, T, K), float32 on the device, of n windows of T frames.
+
+    Sigmoid of a single class and of sounds, softmax over several classes. K is 0 for models that tell no sounds apart.
     """
     frames = torch.from_numpy(np.stack([window.frames for window in windows]))
     log_mel = torch.stack([window.log_mel for window in windows])
@@ -134,9 +155,16 @@ def class_probabilities(
     pictures = normalise(frames.to(device, non_blocking=True))  # (n, T, 3, H, W)
     dtype = AUTOCAST_DTYPES.get(precision)
     with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
-        logits: Tensor = model(pictures, log_mel.to(device, non_blocking=True))
+        sound = log_mel.to(device, non_blocking=True)
+        heard: Tensor | None = None
+        logits: Tensor
+        if isinstance(model, AvsMamba):
+            logits, heard = model.masks_and_sounds(pictures, sound)
+        else:
+            logits = model(pictures, sound)
     logits = logits.float()
-    return logits.sigmoid() if logits.shape[2] == 1 else logits.softmax(dim=2)
+    probability = logits.sigmoid() if logits.shape[2] == 1 else logits.softmax(dim=2)
+    return probability, probability.new_zeros(*log_mel.shape[:2], 0) if heard is None else heard.float().sigmoid()
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,12 +18,11 @@ from avsseg.media.windows import clip_windows
 from avsseg.ops import cpu
 from avsseg.ops.selective_scan import set_default_backend
 from avsseg.pipeline.options import ModelOptions, Precision, SegmentOptions
-from avsseg.pipeline.scoring import WindowScorer
+from avsseg.pipeline.scoring import ScoredWindow, WindowScorer
 from avsseg.weights import load_model
 from avsseg.weights.registry import DEFAULT_MODEL
 
 if TYPE_CHECKING:
-    from avsseg.media.windows import ClipWindow
     from avsseg.weights import LoadedModel
 
 
@@ -36,11 +35,13 @@ class Mask:
         timestamp_s: the instant it belongs to, in seconds on the container's clock.
         probability: float32 (N_class, h, w) at the model's resolution; the whole picture, squashed to the model's
             square. One class: the probability that a pixel sounds. Several: probabilities that sum to 1 over classes.
+        heard: float32 (K,), the probability that each of the track's `heard` classes sounds; K is 0 without any.
     """
 
     index: int
     timestamp_s: float
     probability: NDArray[np.float32]
+    heard: NDArray[np.float32] = field(default_factory=lambda: np.zeros(0, np.float32))
 
 
 class MaskTrack(Iterator[Mask]):
@@ -56,6 +57,7 @@ class MaskTrack(Iterator[Mask]):
         self.model_sha256 = loaded.sha256
         self.trained = loaded.trained
         self.categories = tuple(loaded.categories)
+        self.heard = loaded.heard
         self.size = options.size or loaded.input_size
         self.precision = resolve_precision(options.precision, device)
         self.damage: tuple[str, ...] = ()
@@ -200,23 +202,25 @@ def resolve_precision(precision: Precision, device: torch.device) -> Precision:
     return "bf16" if native else "fp16"
 
 
-def blend_windows(scored: Iterable[tuple[ClipWindow, NDArray[np.float32]]]) -> Iterator[Mask]:
+def blend_windows(scored: Iterable[ScoredWindow]) -> Iterator[Mask]:
     """The masks of overlapping windows in order, cross-faded where windows share masks.
 
     With n shared masks the later window's weight rises as 1 / (n + 1), ..., n / (n + 1), so that no seam flickers.
     Only the masks that a later window may still change are held.
     """
     held: deque[Mask] = deque()
-    for window, probability in scored:
+    for window, probability, heard in scored:
         while held and held[0].index < window.first_index:
             yield held.popleft()
         shared = len(held)
-        for position, (timestamp_s, plane) in enumerate(zip(window.timestamps_s, probability, strict=True)):
+        planes = zip(window.timestamps_s, probability, heard, strict=True)
+        for position, (timestamp_s, plane, sounds) in enumerate(planes):
             if position < shared:
                 weight = np.float32((position + 1) / (shared + 1))
                 earlier = held[position]
                 blended = earlier.probability + weight * (plane - earlier.probability)
-                held[position] = Mask(earlier.index, earlier.timestamp_s, blended)
+                # a second's sound is the same in every window that has it
+                held[position] = Mask(earlier.index, earlier.timestamp_s, blended, sounds)
             else:
-                held.append(Mask(window.first_index + position, timestamp_s, plane))
+                held.append(Mask(window.first_index + position, timestamp_s, plane, sounds))
     yield from held

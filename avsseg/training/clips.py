@@ -19,7 +19,6 @@ from avsseg.media.audio import SILENT_LOG_MEL
 from avsseg.metrics.object import StrictObjectMetrics, frame_scores
 from avsseg.metrics.semantic import SemanticMetrics
 from avsseg.model.avs_mamba import AvsMamba, Stages, normalise
-from avsseg.model.vggish import EMBEDDING_DIM
 from avsseg.training.losses import UNKNOWN, mask_loss, semantic_loss
 from avsseg.training.objectives import iou_and_silent_area, keep_statistics
 from avsseg.training.trainer import Validation
@@ -134,16 +133,14 @@ class ClipObjective(nn.Module):
 
     Annotated frames are weighted alike over all processes, so two of them equal one with the doubled batch.
     `frozen_statistics` names the parts of the model whose batch normalisation stays as it is; "" is the whole model.
-    With `sound_classes` K two light tasks of weight `class_weight` keep the classes apart in what is seen and heard:
-    the embedding of a second tells its K classes (`heard` of the batch), the mask feature that of a marked pixel where
-    one class alone sounds.
+    With `class_weight` two light tasks keep the model's `heard_classes` apart in what is seen and heard: the embedding
+    of a second tells which sound (`heard` of the batch), the mask feature that of a marked pixel where one alone does.
     """
 
     def __init__(
         self,
         model: AvsMamba,
         *,
-        sound_classes: int = 0,
         class_weight: float = 0.0,
         dice_weight: float = 1.0,
         bce_weight: float = 1.0,
@@ -155,10 +152,9 @@ class ClipObjective(nn.Module):
         super().__init__()
         self.model = model
         self.binary = binary
-        self.class_weight = class_weight if sound_classes else 0.0
+        self.class_weight = class_weight if model.config.heard_classes else 0.0
         if self.class_weight:
-            self.heard_head = nn.Linear(EMBEDDING_DIM, sound_classes)
-            self.seen_head = nn.Conv2d(model.config.dim, sound_classes, 1)
+            self.seen_head = nn.Conv2d(model.config.dim, model.config.heard_classes, 1)
         self.weights = {"dice_weight": dice_weight, "bce_weight": bce_weight, "layer_weight": layer_weight}
         self.frozen_statistics = tuple(frozen_statistics)
         self.mute = mute
@@ -200,7 +196,9 @@ class ClipObjective(nn.Module):
     def _class_losses(self, stages: Stages, masks: Tensor, heard: Tensor) -> tuple[Tensor, dict[str, float]]:
         """Of masks (B, T, h, w) and heard (B, T, K); seconds in which no listed class sounds may hold an unlisted."""
         listed = heard.sum(-1)
-        each = F.binary_cross_entropy_with_logits(self.heard_head(stages.embedding).float(), heard, reduction="none")
+        assert self.model.heard_head is not None
+        told = self.model.heard_head(stages.embedding).float()
+        each = F.binary_cross_entropy_with_logits(told, heard, reduction="none")
         hearing = (each.mean(-1) * (listed > 0)).sum() / (listed > 0).sum().clamp(min=1)
         logits = self.seen_head(stages.mask_feature.flatten(0, 1)).float()
         marked = F.interpolate(masks.flatten(0, 1)[:, None].float(), size=logits.shape[-2:], mode="nearest")[:, 0] > 0

@@ -15,7 +15,7 @@ import json
 import logging
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -43,6 +43,8 @@ logger = logging.getLogger(__name__)
 
 SETTINGS_NAME = "settings.toml"
 MODEL_NAME = "model.json"
+# what another set's classes of sound are told by
+TOLD = frozenset({"heard_head.weight", "heard_head.bias"})
 ENCODERS = ("model.visual_backbone.", "model.audio_encoder.")
 # there before the first step; a run that was killed before its first checkpoint leaves them and its logs alone
 STARTED = (MODEL_NAME, SETTINGS_NAME)
@@ -51,9 +53,10 @@ WRITTEN = ("best.pt", "best.safetensors", "last.safetensors", "curves.png", *LOG
 DEFAULT_VALIDATE_MINUTES = 6.0
 
 
-def build_model(settings: TrainingSettings) -> AvsMamba:
+def build_model(settings: TrainingSettings, *, heard_classes: int = 0) -> AvsMamba:
     """The model that a run begins with: random, with pretrained encoders, or from a checkpoint where it fits.
 
+    It tells `heard_classes` of sound apart, whatever the checkpoint told: training would spoil that.
     Raises UsageError for a VGGish that would stay random, and WeightsError for weights that cannot be had.
     """
     if settings.start_from:
@@ -69,19 +72,22 @@ def build_model(settings: TrainingSettings) -> AvsMamba:
                 "num_classes": settings.num_classes,
                 "input_size": settings.size,
                 "drop_path": settings.drop_path,
+                "heard_classes": heard_classes,
             }
         )
         model = AvsMamba(config)
         own = model.state_dict()
-        fitting = {k: v for k, v in loaded.model.state_dict().items() if own[k].shape == v.shape}
+        given = loaded.model.state_dict()
+        fitting = {k: v for k, v in given.items() if k in own and own[k].shape == v.shape and k not in TOLD}
         model.load_state_dict({**own, **fitting})
-        for name in sorted(set(own) - set(fitting)):
+        for name in sorted(set(own) - set(fitting) - TOLD):
             logger.warning("%s: %s has another shape there and starts anew", settings.start_from, name)
         return model
     changes: dict[str, object] = {
         "num_classes": settings.num_classes,
         "input_size": settings.size,
         "drop_path": settings.drop_path,
+        "heard_classes": heard_classes,
     }
     if settings.backbone:
         changes["backbone"] = settings.backbone
@@ -194,10 +200,10 @@ class TrainingRun:
                 raise
             logger.warning("%s: no val clips, so the last state counts as the best", printable(root))
         torch.manual_seed(settings.seed)
-        model = (_same_model(folder) if resume else build_model(settings)).to(device)
+        classes = len(self.clips.sound_classes)
+        model = (_same_model(folder) if resume else build_model(settings, heard_classes=classes)).to(device)
         objective = ClipObjective(
             model,
-            sound_classes=len(self.clips.sound_classes),
             class_weight=settings.class_weight,
             dice_weight=settings.dice_weight,
             bce_weight=settings.bce_weight,
@@ -311,7 +317,8 @@ class TrainingRun:
         if not names:
             return best
         for name in names:
-            export(self.folder / f"{name}.pt", self.folder / f"{name}.safetensors", self.trainer, self.settings)
+            heard = self.clips.sound_classes
+            export(self.folder / f"{name}.pt", self.folder / f"{name}.safetensors", self.trainer, self.settings, heard)
         try:
             draw_curves(self.folder)
         except EnvironmentFault as error:
@@ -319,8 +326,10 @@ class TrainingRun:
         return best if "best" in names else self.folder / "last.safetensors"
 
 
-def export(checkpoint: Path, target: Path, trainer: Trainer, settings: TrainingSettings) -> None:
-    """The averaged model of a checkpoint as a file that `--model` takes."""
+def export(
+    checkpoint: Path, target: Path, trainer: Trainer, settings: TrainingSettings, heard: Sequence[str] = ()
+) -> None:
+    """The averaged model of a checkpoint as a file that `--model` takes; `heard` names its classes of sound."""
     state = load_checkpoint(checkpoint)
     assert isinstance(trainer.average, ClipObjective)
     model = AvsMamba(trainer.average.model.config)
@@ -334,7 +343,7 @@ def export(checkpoint: Path, target: Path, trainer: Trainer, settings: TrainingS
         "minutes": round(state["elapsed_s"] / 60, 1),
         "best_val_M_J": best if math.isfinite(best) else None,
     }
-    save_model(target, model.eval(), categories=categories, training=provenance)
+    save_model(target, model.eval(), categories=categories, heard=heard, training=provenance)
 
 
 def _rank_and_world() -> tuple[int, int]:

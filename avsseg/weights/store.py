@@ -37,7 +37,8 @@ class LoadedModel:
     """A model ready to run, and what is known of its weights.
 
     `categories` names the classes of the output channels: one for a binary model, else background first.
-    `sha256` is the digest of the weights file, or "" for an untrained model.
+    `sha256` is the digest of the weights file, or "" for an untrained model. `heard` names the classes of sound that
+    the model tells apart beside its masks, "" for one that no picture shows; () if it tells none.
     """
 
     model: AvsMamba
@@ -45,6 +46,7 @@ class LoadedModel:
     sha256: str
     categories: tuple[str, ...]
     trained: bool
+    heard: tuple[str, ...] = ()
     # the provenance that `save_model` was given
     training: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
     # threads take turns: two passes at once would share the cores and hold twice the memory
@@ -89,6 +91,7 @@ def save_model(
     model: AvsMamba,
     *,
     categories: Sequence[str] = BINARY_CATEGORIES,
+    heard: Sequence[str] = (),
     training: Mapping[str, Any] | None = None,
     trained: bool = True,
     half: bool = False,
@@ -96,7 +99,8 @@ def save_model(
     """Writes a model to a .safetensors file, finished or not at all, and returns the file's sha256.
 
     `training` is free-form provenance (data, seeds, steps, scores). A model that is not `trained` is refused when it is
-    loaded, unless asked for. `half` stores float16, save for what needs float32.
+    loaded, unless asked for. `heard` names each of the model's `heard_classes`. `half` stores float16, save for what
+    needs float32.
     Raises OutputError.
     """
     tensors = {
@@ -113,6 +117,7 @@ def save_model(
     description = {
         "config": model.config.to_dict(),
         "categories": list(categories),
+        "heard": list(heard),
         "trained": trained,
         "training": dict(training or {}),
     }
@@ -158,6 +163,9 @@ def _read(path: Path, name: str, expected: str | None, allowed: bool, device: st
         description = json.loads(metadata[METADATA_KEY])
         config = AvsMambaConfig.from_dict(description["config"])
         categories, trained = tuple(description["categories"]), bool(description["trained"])
+        heard = tuple(description.get("heard", ()))
+        if len(heard) != config.heard_classes:
+            raise ValueError(f"{len(heard)} names for {config.heard_classes} classes of sound")
         training = description.get("training")
         model = AvsMamba(config)
         model.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in tensors.items()})
@@ -167,4 +175,4 @@ def _read(path: Path, name: str, expected: str | None, allowed: bool, device: st
     if not trained and not allowed:
         raise WeightsError(f"{path}: holds an untrained model. Give trained weights, or --allow-untrained to see noise")
     provenance = training if isinstance(training, dict) else {}
-    return LoadedModel(model.to(device).eval(), name, digest, categories, trained, provenance)
+    return LoadedModel(model.to(device).eval(), name, digest, categories, trained, heard, provenance)

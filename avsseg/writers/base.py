@@ -23,12 +23,17 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from avsseg.media.probe import VideoInfo
     from avsseg.pipeline.segment import Mask
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
 PARTIAL_SUFFIX = ".partial"
 LONGEST_NAME = 255  # bytes, on all common file systems
+# of a sound's class, above which what is marked is called by it
+NAME_PROBABILITY = 0.7
 MASK_FOLDER_MARK = "masks.json"  # the file by which a folder of masks written earlier is known
 
 
@@ -39,6 +44,7 @@ class TrackSettings:
     Attributes:
         model, model_sha256, trained: name and hash of the weights, and whether they were ever trained.
         categories: one name for each class of the model; a model with several classes starts with its background.
+        heard: the classes of sound that the model tells apart, "" for one without a name to give.
         rate: masks a second.
         size: side in pixels of the square the model saw.
         window, overlap: masks the model saw at once, and those shared by neighbouring windows.
@@ -61,6 +67,7 @@ class TrackSettings:
     precision: str
     threshold: float
     avsseg_version: str
+    heard: tuple[str, ...] = ()
 
     def as_json(self) -> dict[str, object]:
         return asdict(self)
@@ -69,6 +76,23 @@ class TrackSettings:
         """Label value -> category name, background left out: {1: "sounding"} for a model with one class."""
         first = 0 if len(self.categories) == 1 else 1
         return dict(enumerate(self.categories[first:], start=1))
+
+    def named(self) -> dict[int, str]:
+        """Category id -> name: the `foreground`, then what sounds may be called, sorted."""
+        names = sorted({name for name in self.heard if name})
+        return {**self.foreground(), **dict(enumerate(names, start=len(self.foreground()) + 1))}
+
+    def category(self, label: int, heard: NDArray[np.float32]) -> int:
+        """The id in `named` of what carries a label while `heard` (K,) are the probabilities of sounds.
+
+        The label itself unless the model has one class and the likeliest sound has a name and `NAME_PROBABILITY`.
+        """
+        if len(self.categories) > 1 or not len(heard):
+            return label
+        name = self.heard[int(heard.argmax())]
+        if not name or heard.max() < NAME_PROBABILITY:
+            return label
+        return next(number for number, known in self.named().items() if known == name and number > label)
 
 
 class Writer(Protocol):

@@ -59,18 +59,19 @@ class CocoWriter:
         for label in np.unique(labels):
             if label == 0:
                 continue
+            category = self._settings.category(int(label), mask.heard)
             self._annotations.append(
                 {
                     "id": len(self._annotations) + 1,
                     "image_id": image_id,
                     "video_id": VIDEO_ID,
-                    "track_id": int(label),
-                    "category_id": int(label),
+                    "track_id": category,
+                    "category_id": category,
                     **encoded(labels == label),
                     "iscrowd": 0,
                     "score": score(mask.probability, int(label), self._settings.threshold),
                     # datumaro and CVAT keep a track only from here
-                    "attributes": {"track_id": int(label)},
+                    "attributes": {"track_id": category},
                 }
             )
 
@@ -92,8 +93,7 @@ class CocoWriter:
             ],
             "images": self._images,
             "categories": [
-                {"id": label, "name": name, "supercategory": "sound"}
-                for label, name in self._settings.foreground().items()
+                {"id": label, "name": name, "supercategory": "sound"} for label, name in self._settings.named().items()
             ],
             "annotations": self._annotations,
         }

@@ -1,10 +1,10 @@
 """A CSV file of when something sounds: one line for each stretch of masks in which a category is marked.
 
     start,end,area,score,category
-    2.000,5.000,0.1312,0.8841,sounding
+    2.000,5.000,0.1312,0.8841,dog
 
 `start` and `end` are seconds on the video's clock, `area` the mean fraction of the picture that is marked, `score` the
-mean probability there. A video in which nothing sounds gives the first line alone.
+mean probability there, `category` what sounds where the model is sure of its class, else `sounding`. A video in which nothing sounds gives the first line alone.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ COLUMNS = ("start", "end", "area", "score", "category")
 
 @dataclass
 class _Stretch:
-    """Masks `first` to `last` of one label, with the sums of their areas and scores."""
+    """Masks `first` to `last` of one category, with the sums of their areas and scores."""
 
-    label: int
+    category: int
     first: int
     last: int
     area: float
@@ -55,22 +55,19 @@ class IntervalWriter:
     def write(self, mask: Mask) -> None:
         info, threshold = self._info, self._settings.threshold
         labels = label_map(mask.probability, info.width, info.height, threshold)
-        for label in self._settings.foreground():
-            area = float((labels == label).mean())
-            stretch = self._open.get(label)
-            if area == 0:
-                if stretch is not None:
-                    self._closed.append(self._open.pop(label))
-                continue
-            if stretch is None:
-                stretch = self._open[label] = _Stretch(label, mask.index, mask.index, 0.0, 0.0)
+        areas = {label: float((labels == label).mean()) for label in self._settings.foreground()}
+        marked = {self._settings.category(label, mask.heard): label for label, area in areas.items() if area > 0}
+        for category in self._open.keys() - marked.keys():
+            self._closed.append(self._open.pop(category))
+        for category, label in marked.items():
+            stretch = self._open.setdefault(category, _Stretch(category, mask.index, mask.index, 0.0, 0.0))
             stretch.last = mask.index
-            stretch.area += area
+            stretch.area += areas[label]
             stretch.score += score(mask.probability, label, threshold)
 
     def finish(self) -> list[Path]:
         assert self._output is not None
-        stretches = sorted([*self._closed, *self._open.values()], key=lambda s: (s.first, s.label))
+        stretches = sorted([*self._closed, *self._open.values()], key=lambda s: (s.first, s.category))
         with output_errors(self.target), self._output.path.open("w", encoding="utf-8", newline="") as file:
             lines = csv.writer(file, lineterminator="\n")
             lines.writerow(COLUMNS)
@@ -97,5 +94,5 @@ class IntervalWriter:
             f"{end_s:.3f}",
             f"{stretch.area / masks:.4f}",
             f"{stretch.score / masks:.4f}",
-            settings.foreground()[stretch.label],
+            settings.named()[stretch.category],
         ]

@@ -53,8 +53,8 @@ def expected(lengths: Sequence[int]) -> list[np.ndarray]:
 def test_every_window_gets_its_own_masks_in_order(at_once: int | None) -> None:
     lengths = [4] * 8 + [2]
     found = list(scorer(Counting(), at_once).score(windows_of(lengths)))
-    assert [window.first_index for window, _ in found] == [0, 4, 8, 12, 16, 20, 24, 28, 32]
-    for (_, probability), wanted in zip(found, expected(lengths), strict=True):
+    assert [window.first_index for window, _, _ in found] == [0, 4, 8, 12, 16, 20, 24, 28, 32]
+    for (_, probability, _), wanted in zip(found, expected(lengths), strict=True):
         np.testing.assert_array_equal(probability, wanted)
 
 
@@ -81,7 +81,7 @@ def test_less_memory_means_fewer_windows_at_once_and_the_same_masks() -> None:
     model = Counting(most=2)
     lengths = [3] * 10
     found = list(scorer(model, 8).score(windows_of(lengths)))
-    for (_, probability), wanted in zip(found, expected(lengths), strict=True):
+    for (_, probability, _), wanted in zip(found, expected(lengths), strict=True):
         np.testing.assert_array_equal(probability, wanted)
     assert model.together == [1, 8, 4, 2, 2, 2, 2, 1]
 
@@ -130,5 +130,5 @@ def test_a_gpu_gives_what_a_processor_gives_in_the_same_order() -> None:
     on_gpu = WindowScorer(LoadedModel(model, "counting", "", ("a",), True), torch.device("cuda"), "fp32")
     found = list(on_gpu.score(windows_of(lengths)))
     assert model.together == [1, 8, 8, 3, 1]
-    for (_, probability), wanted in zip(found, expected(lengths), strict=True):
+    for (_, probability, _), wanted in zip(found, expected(lengths), strict=True):
         np.testing.assert_allclose(probability, wanted, atol=1e-6)

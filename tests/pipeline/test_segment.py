@@ -12,8 +12,10 @@ import avsseg
 from avsseg.errors import EnvironmentFault, MediaError, UsageError, WeightsError
 from avsseg.media.probe import probe
 from avsseg.media.windows import ClipWindow, clip_windows
+from avsseg.model.avs_mamba import AvsMamba
+from avsseg.model.config import preset
 from avsseg.pipeline.options import ModelOptions, SegmentOptions
-from avsseg.pipeline.scoring import class_probabilities
+from avsseg.pipeline.scoring import ScoredWindow, class_probabilities
 from avsseg.pipeline.segment import (
     blend_windows,
     load_for,
@@ -44,6 +46,20 @@ def test_the_masks_are_those_of_the_model_on_the_window(clip: Path, untrained: L
         (window,) = windows
     expected = class_probabilities(untrained.model, [window], CPU, "fp32")[0].numpy()
     assert np.array_equal(np.stack([mask.probability for mask in masks]), expected)
+
+
+def test_the_sounds_are_those_of_the_seconds(clip: Path) -> None:
+    torch.manual_seed(0)
+    model = AvsMamba(preset("avs-mamba-tiny", heard_classes=3, input_size=64)).eval()
+    loaded = LoadedModel(model, "hearing", "", ("sounding",), True, ("dog", "cat", ""))
+    with segment(clip, model=loaded, options=SegmentOptions(size=64, window=3, overlap=1)) as track:
+        assert track.heard == ("dog", "cat", "")
+        masks = list(track)
+    with clip_windows(probe(clip), size=64, window=3) as windows:
+        (window,) = windows
+    with torch.no_grad():
+        wanted = model.heard_head(model.audio_encoder(window.log_mel)).sigmoid().numpy()
+    np.testing.assert_allclose(np.stack([mask.heard for mask in masks]), wanted, atol=1e-5)
 
 
 def test_rate_start_and_end_choose_the_instants(clip: Path, untrained: LoadedModel) -> None:
@@ -101,7 +117,7 @@ def test_the_public_function_is_this_one(clip: Path) -> None:
         avsseg.segment("missing.mp4")
 
 
-def windows_of(values: list[list[float]], step: int) -> list[tuple[ClipWindow, np.ndarray]]:
+def windows_of(values: list[list[float]], step: int) -> list[ScoredWindow]:
     scored = []
     for number, probabilities in enumerate(values):
         count = len(probabilities)
@@ -109,7 +125,8 @@ def windows_of(values: list[list[float]], step: int) -> list[tuple[ClipWindow, n
         frames = np.zeros((count, 1, 1, 3), np.uint8)
         times = tuple(first + index + 0.5 for index in range(count))
         window = ClipWindow(first, frames, torch.zeros(count, 1, 96, 64), times)
-        scored.append((window, np.array(probabilities, np.float32).reshape(count, 1, 1, 1)))
+        heard = np.arange(first, first + count, dtype=np.float32)[:, None]
+        scored.append(ScoredWindow(window, np.array(probabilities, np.float32).reshape(count, 1, 1, 1), heard))
     return scored
 
 
@@ -118,6 +135,7 @@ def test_shared_masks_are_cross_faded() -> None:
     values = [float(mask.probability[0, 0, 0]) for mask in masks]
     assert values == pytest.approx([0, 0, 0, 1 / 3, 2 / 3, 1, 1 + (1 / 3) * -0.75, 1 + (2 / 3) * -0.75])
     assert [mask.index for mask in masks] == list(range(8))
+    assert [mask.heard.tolist() for mask in masks] == [[k] for k in range(8)]
 
 
 def test_windows_that_share_nothing_are_left_as_they_are() -> None:

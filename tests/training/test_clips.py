@@ -113,8 +113,9 @@ def test_classes_of_what_sounds_are_told_where_one_alone_is_seen(scenes: Path) -
     clips = AvsBenchClips(scenes, "ms3", "train", size=32, list_sounds=True)
     classes = len(clips.sound_classes)
     assert classes > 2
-    model = AvsMamba(NARROW)
-    objective = ClipObjective(model, sound_classes=classes, class_weight=0.5).eval()
+    model = AvsMamba(replace(NARROW, heard_classes=classes))
+    assert model.heard_head is not None
+    objective = ClipObjective(model, class_weight=0.5).eval()
     batch = next(iter(clip_batches(clips, ClipOrder(len(clips), 2, seed=0), 0, pair=1.0)))
     heard, masks = batch["heard"], batch["masks"]
     assert isinstance(heard, torch.Tensor)
@@ -138,7 +139,7 @@ def test_classes_of_what_sounds_are_told_where_one_alone_is_seen(scenes: Path) -
         pixels = objective.seen_head(stages.mask_feature[0, 1][None])[0]
         marked = masks[0, 0, 1, ::4, ::4] > 0
         seen = -pixels.log_softmax(0)[1][marked].mean()
-        logits = objective.heard_head(stages.embedding)
+        logits = model.heard_head(stages.embedding)
         told = [
             torch.nn.functional.binary_cross_entropy_with_logits(logits[clip, t], heard.flatten(0, 1)[clip, t])
             for clip, t in ((0, 1), (1, 2))

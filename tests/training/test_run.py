@@ -253,6 +253,27 @@ def test_fine_tuning_starts_from_a_checkpoint(tmp_path: Path, quick: TrainingSet
     assert semantic.config.num_classes == 71
 
 
+def test_a_model_that_learns_the_classes_names_them_and_they_are_not_passed_on(
+    tmp_path: Path, quick: TrainingSettings
+) -> None:
+    run = TrainingRun(tmp_path / "named", replace(quick, class_weight=0.5))
+    best = run.train()
+    loaded = load_model(best)
+    assert loaded.heard == run.clips.sound_classes
+    assert loaded.config.heard_classes == len(loaded.heard) > 2
+    averaged = load_checkpoint(tmp_path / "named" / "best.pt")["average"]["model.heard_head.bias"]
+    assert torch.equal(loaded.model.state_dict()["heard_head.bias"], averaged)
+    assert averaged.abs().max() > 0
+    start = build_model(replace(quick, start_from=str(best)))
+    assert start.config.heard_classes == 0
+    again = build_model(replace(quick, start_from=str(best)), heard_classes=len(loaded.heard))
+    assert not torch.equal(again.state_dict()["heard_head.weight"], loaded.model.state_dict()["heard_head.weight"])
+    kept = "pyramid.", "head.", "audio_encoder."
+    assert all(
+        torch.equal(v, start.state_dict()[k]) for k, v in loaded.model.state_dict().items() if k.startswith(kept)
+    )
+
+
 def test_a_loss_that_is_no_number_names_the_clips(tmp_path: Path, quick: TrainingSettings) -> None:
     run = TrainingRun(tmp_path / "run", quick)
     for parameter in run.trainer.objective.parameters():

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -40,6 +41,18 @@ def test_round_trip_is_exact(model: AvsMamba, tmp_path: Path) -> None:
     for name, tensor in model.state_dict().items():
         assert torch.equal(loaded.model.state_dict()[name], tensor)
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_names_of_sounds_come_with_the_model(tmp_path: Path) -> None:
+    path = tmp_path / "named.safetensors"
+    hearing = AvsMamba(replace(SMALL, heard_classes=2)).eval()
+    save_model(path, hearing, heard=("dog", ""))
+    loaded = load_model(path)
+    assert loaded.heard == ("dog", "")
+    assert loaded.model.heard_head is not None
+    save_model(path, hearing, heard=("dog",))
+    with pytest.raises(WeightsError, match="1 names for 2 classes of sound"):
+        load_model(path)
 
 
 def test_half_precision_keeps_what_needs_float32(model: AvsMamba, tmp_path: Path) -> None:

@@ -11,7 +11,9 @@ from avsseg.pipeline.segment import Mask
 from avsseg.writers.base import TrackSettings
 
 
-def _track_settings(categories: tuple[str, ...] = ("sounding",), *, threshold: float = 0.5) -> TrackSettings:
+def _track_settings(
+    categories: tuple[str, ...] = ("sounding",), *, threshold: float = 0.5, heard: tuple[str, ...] = ()
+) -> TrackSettings:
     return TrackSettings(
         model="avs-mamba-tiny",
         model_sha256="ab" * 32,
@@ -26,6 +28,7 @@ def _track_settings(categories: tuple[str, ...] = ("sounding",), *, threshold: f
         precision="fp32",
         threshold=threshold,
         avsseg_version="0.1.0",
+        heard=heard,
     )
 
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -112,6 +113,25 @@ def test_a_mask_of_silence_is_an_image_without_annotation(
     document = json.loads(written(tmp_path / "coco.json", info, track_settings(), [silence]).read_text())
     assert len(document["images"]) == 1
     assert document["annotations"] == []
+
+
+def test_masks_have_the_category_of_their_sound_where_that_is_sure(
+    tmp_path: Path,
+    info: VideoInfo,
+    track_settings: Callable[..., TrackSettings],
+    smooth_masks: Callable[..., list[Mask]],
+) -> None:
+    settings = track_settings(heard=("dog", "", "cat"))
+    sounds = [(0.9, 0.3, 0.1), (0.2, 0.1, 0.71), (0.69, 0.2, 0.1), (0.3, 0.9, 0.2)]
+    masks = [
+        replace(mask, heard=np.array(heard, np.float32)) for mask, heard in zip(smooth_masks(4), sounds, strict=True)
+    ]
+    document = json.loads(written(tmp_path / "coco.json", info, settings, masks).read_text())
+    names = {category["id"]: category["name"] for category in document["categories"]}
+    assert names == {1: "sounding", 2: "cat", 3: "dog"}
+    found = [names[annotation["category_id"]] for annotation in document["annotations"]]
+    assert found == ["dog", "cat", "sounding", "sounding"]
+    assert all(annotation["track_id"] == annotation["category_id"] for annotation in document["annotations"])
 
 
 def test_area_and_box_of_a_known_region() -> None:

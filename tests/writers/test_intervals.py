@@ -90,3 +90,18 @@ def test_silence_leaves_the_columns_alone_and_aborting_leaves_nothing(
     writer.abort()
     writer.abort()
     assert [path.name for path in tmp_path.iterdir()] == ["when.csv"]
+
+
+def test_a_stretch_is_called_by_its_sound_where_that_is_sure(
+    tmp_path: Path, info: VideoInfo, track_settings: Callable[..., TrackSettings]
+) -> None:
+    settings = track_settings(heard=("dog", "", "cat"))
+    heard = [(0.9, 0.0, 0.2), (0.8, 0.0, 0.1), (0.4, 0.0, 0.6), (0.1, 0.95, 0.8), (0.1, 0.2, 0.9), (0.9, 0.0, 0.0)]
+    masks = [replace(quarter(k, 0.9), heard=np.array(sounds, np.float32)) for k, sounds in enumerate(heard)]
+    masks[5] = replace(masks[5], probability=np.zeros_like(masks[5].probability))
+    lines = write(tmp_path / "when.csv", replace(info, duration_s=6.0), settings, masks)
+    assert [(line["start"], line["end"], line["category"]) for line in lines] == [
+        ("0.000", "2.000", "dog"),
+        ("2.000", "4.000", "sounding"),  # not sure, then something that has no name
+        ("4.000", "5.000", "cat"),
+    ]
