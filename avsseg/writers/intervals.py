@@ -4,7 +4,8 @@
     2.000,5.000,0.1312,0.8841,dog
 
 `start` and `end` are seconds on the video's clock, `area` the mean fraction of the picture that is marked, `score` the
-mean probability there, `category` what sounds where the model is sure of its class, else `sounding`. A video in which nothing sounds gives the first line alone.
+mean probability there, `category` what sounds where the model is sure of its class, else `sounding`. A video in which
+nothing sounds gives the first line alone.
 """
 
 from __future__ import annotations
