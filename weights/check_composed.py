@@ -4,7 +4,8 @@
 
 Printed as JSON, all by the strict protocol at 224 px: M_J and M_F over frames with truth; on frames with two visible
 objects of which one sounds, IoU with it, with the silent one, and M_J of marking both; area marked in silence and with
-off-screen sounds; M_J by class and by the least trusted mask in a clip (human, white background, pseudo).
+off-screen sounds; M_J by class and by the least trusted mask in a clip (human, white background, pseudo); of frames
+with truth of one class and a mask, how many get a name and how many of those the right one.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -28,11 +29,12 @@ from PIL import Image
 from avsseg.data.avsbench import SplitName
 from avsseg.data.compose import ComposedClip, compose_clip
 from avsseg.data.compose_pool import SplitSources
-from avsseg.data.compose_sources import Sources
+from avsseg.data.compose_sources import VOID, Sources
 from avsseg.media.audio import log_mel_examples
 from avsseg.metrics.object import StrictObjectMetrics, frame_scores
 from avsseg.model.avs_mamba import AvsMamba, normalise
 from avsseg.weights.store import load_model
+from avsseg.writers.base import NAME_PROBABILITY
 
 TRUST = {1.0: "human", 0.7: "white background", 0.4: "pseudo"}
 # an object of fewer pixels is not in view
@@ -41,29 +43,30 @@ VISIBLE_PIXELS = 100
 
 @dataclass(frozen=True)
 class Outcome:
-    """One clip: frames (T, H, W, 3), class maps and truth (T, H, W), probability (T, H, W)."""
+    """One clip: frames (T, H, W, 3), class maps and truth (T, H, W), probability (T, H, W), heard (T, K) of sounds."""
 
     clip: ComposedClip
     frames: NDArray[np.uint8]
     classes: NDArray[np.uint8]
     truth: NDArray[np.bool_]
     probability: NDArray[np.float32]
+    heard: NDArray[np.float32]
 
 
 @torch.no_grad()
 def probabilities(
     model: AvsMamba, frames: NDArray[np.uint8], waveform: NDArray[np.float32], *, mute: bool = False
-) -> NDArray[np.float32]:
-    """(T, H, W) at the frames' size; the model works at its own. `mute` plays it silence."""
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Of masks (T, H, W) at the frames' size, the model works at its own, and of sounds (T, K). `mute`: in silence."""
     side = model.config.input_size
     pictures = torch.from_numpy(frames).permute(0, 3, 1, 2).float()
     small = F.interpolate(pictures, size=(side, side), mode="bilinear", antialias=True).round().to(torch.uint8)
     sound = torch.zeros(len(waveform)) if mute else torch.from_numpy(waveform)
     log_mel = log_mel_examples(sound, [float(t) for t in range(len(frames))])
-    logits = model(normalise(small.permute(0, 2, 3, 1))[None], log_mel[None])[0]
-    sized = F.interpolate(logits, size=frames.shape[1:3], mode="bilinear", align_corners=False)
-    result: NDArray[np.float32] = sized[:, 0].sigmoid().numpy()
-    return result
+    logits, heard = model.masks_and_sounds(normalise(small.permute(0, 2, 3, 1))[None], log_mel[None])
+    sized = F.interpolate(logits[0], size=frames.shape[1:3], mode="bilinear", align_corners=False)
+    sounds = torch.zeros(len(frames), 0) if heard is None else heard[0]
+    return sized[:, 0].sigmoid().numpy(), sounds.sigmoid().numpy()
 
 
 def outcomes(
@@ -76,17 +79,32 @@ def outcomes(
         views = [clip.scene.paint(t, SIZE, SIZE) for t in FRAME_TIMES]
         frames, classes = (np.stack(list(part)) for part in zip(*views, strict=True))
         truth = clip.masks(list(classes))
-        yield Outcome(clip, frames, classes, truth, probabilities(model, frames, clip.waveform, mute=mute))
+        yield Outcome(clip, frames, classes, truth, *probabilities(model, frames, clip.waveform, mute=mute))
 
 
-def score(items: Iterator[Outcome], names: tuple[str, ...]) -> tuple[dict[str, Any], list[tuple[float, Outcome]]]:
-    """All figures, and (M_J, outcome) of every clip with truth."""
+def called(item: Outcome, heard: Sequence[str], names: tuple[str, ...]) -> Iterator[tuple[str, str]]:
+    """(name given or "", class) of each frame that is marked while one class in view sounds."""
+    for t in range(len(item.truth)):
+        sounding = {k for k in np.unique(item.classes[t][item.truth[t]]) if k != VOID}
+        if len(sounding) == 1 and (item.probability[t] > 0.5).any():
+            likeliest = int(item.heard[t].argmax())
+            sure = item.heard[t, likeliest] >= NAME_PROBABILITY
+            yield heard[likeliest] if sure else "", names[sounding.pop()]
+
+
+def score(
+    items: Iterator[Outcome], names: tuple[str, ...], heard: Sequence[str] = ()
+) -> tuple[dict[str, Any], list[tuple[float, Outcome]]]:
+    """All figures, and (M_J, outcome) of every clip with truth; `heard` are the model's names of sounds."""
     strict, both = StrictObjectMetrics(), StrictObjectMetrics()
     groups: dict[str, StrictObjectMetrics] = defaultdict(StrictObjectMetrics)
     pairs = []
     ranked = []
+    given: list[tuple[str, str]] = []
     for item in items:
         probability, truth = torch.from_numpy(item.probability), torch.from_numpy(item.truth)
+        if heard:
+            given += called(item, heard, names)
         scores = frame_scores(probability, truth)
         strict.update(scores)
         groups[f"case/{item.clip.case}"].update(scores)
@@ -94,9 +112,9 @@ def score(items: Iterator[Outcome], names: tuple[str, ...]) -> tuple[dict[str, A
             groups["none/" + ("off-screen" if item.clip.tracks else "silence")].update(scores)
         groups[f"masks/{TRUST[round(item.clip.scene.weight, 2)]}"].update(scores)
         for track in item.clip.tracks:
-            heard = torch.from_numpy(track.sounding & item.truth.any((1, 2)))
-            if heard.any():
-                groups[f"class/{names[track.class_index]}"].update(frame_scores(probability[heard], truth[heard]))
+            on = torch.from_numpy(track.sounding & item.truth.any((1, 2)))
+            if on.any():
+                groups[f"class/{names[track.class_index]}"].update(frame_scores(probability[on], truth[on]))
         if item.truth.any():
             sounding = scores.truth > 0
             ranked.append((float((scores.intersection / scores.union.clamp(min=1))[sounding].mean()), item))
@@ -121,6 +139,10 @@ def score(items: Iterator[Outcome], names: tuple[str, ...]) -> tuple[dict[str, A
             "sounding_above_silent": float((on_pairs[:, 0] > on_pairs[:, 1]).mean()),
         },
     }
+    if given:
+        named = [name == right for name, right in given if name]
+        share, right = len(named) / len(given), float(np.mean(named)) if named else None
+        result["names"] = {"frames": len(given), "named": share, "right": right}
     for key, metrics in sorted(groups.items()):
         kind, name = key.split("/", 1)
         found = metrics.result()
@@ -190,7 +212,7 @@ def main() -> None:
         shifts = [float(shift) for shift in options.shifts.split(",")]
         print(json.dumps(compare_shifts(list(found), shifts, sources.classes), indent=2))
         return
-    result, ranked = score(found, sources.classes)
+    result, ranked = score(found, sources.classes, loaded.heard)
     print(json.dumps({"model": options.model, "split": options.split, "clips": len(seeds), **result}, indent=2))
     if options.strips:
         ranked.sort(key=lambda pair: -pair[0])

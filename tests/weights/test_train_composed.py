@@ -43,7 +43,7 @@ def test_shifts_are_compared_as_they_would_be_made(monkeypatch: pytest.MonkeyPat
     monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "weights"))
     check = importlib.import_module("check_composed")
     logits = torch.linspace(-9, 9, 50)
-    outcome = check.Outcome(None, None, None, None, logits.sigmoid().numpy())
+    outcome = check.Outcome(None, None, None, None, logits.sigmoid().numpy(), None)
     found = torch.from_numpy(check.shifted(outcome, 0.75).probability)
     torch.testing.assert_close(found, (logits + 0.75).sigmoid(), atol=1e-5, rtol=1e-4)
 
