@@ -17,6 +17,7 @@ from pycocotools import mask as run_length
 from avsseg.writers.base import PartialOutput, TrackSettings, output_errors
 from avsseg.writers.labels import label_map
 from avsseg.writers.masks import frame_index, mask_file_name
+from avsseg.writers.naming import settled
 
 if TYPE_CHECKING:
     from avsseg.media.probe import VideoInfo
@@ -34,6 +35,7 @@ class CocoWriter:
         self._output: PartialOutput | None = None
         self._images: list[dict[str, object]] = []
         self._annotations: list[dict[str, object]] = []
+        self._categories: list[tuple[int, int]] = []
 
     def open(self, info: VideoInfo, settings: TrackSettings) -> None:
         self._info, self._settings = info, settings
@@ -59,25 +61,27 @@ class CocoWriter:
         for label in np.unique(labels):
             if label == 0:
                 continue
-            category = self._settings.category(int(label), mask.heard)
+            self._categories.append((mask.index, self._settings.category(int(label), mask.heard)))
             self._annotations.append(
                 {
                     "id": len(self._annotations) + 1,
                     "image_id": image_id,
                     "video_id": VIDEO_ID,
-                    "track_id": category,
-                    "category_id": category,
                     **encoded(labels == label),
                     "iscrowd": 0,
                     "score": score(mask.probability, int(label), self._settings.threshold),
-                    # datumaro and CVAT keep a track only from here
-                    "attributes": {"track_id": category},
                 }
             )
 
     def finish(self) -> list[Path]:
         assert self._output is not None
         info = self._info
+        categories = [category for _, category in self._categories]
+        if self._settings.heard:
+            categories = settled(self._categories)
+        for annotation, category in zip(self._annotations, categories, strict=True):
+            # datumaro and CVAT keep a track only from the attributes
+            annotation.update(category_id=category, track_id=category, attributes={"track_id": category})
         document = {
             "info": {"description": f"Sounding pixels of {info.path.name}", **self._settings.as_json()},
             "videos": [

@@ -11,13 +11,16 @@ nothing sounds gives the first line alone.
 from __future__ import annotations
 
 import csv
-from dataclasses import dataclass
+import statistics
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from avsseg.writers.base import PartialOutput, TrackSettings, output_errors
 from avsseg.writers.coco import score
 from avsseg.writers.labels import label_map
+from avsseg.writers.naming import settled
 
 if TYPE_CHECKING:
     from avsseg.media.probe import VideoInfo
@@ -26,26 +29,24 @@ if TYPE_CHECKING:
 COLUMNS = ("start", "end", "area", "score", "category")
 
 
-@dataclass
-class _Stretch:
-    """Masks `first` to `last` of one category, with the sums of their areas and scores."""
+@dataclass(frozen=True)
+class _Marked:
+    """One category in one mask: its index, area and score."""
 
     category: int
-    first: int
-    last: int
+    index: int
     area: float
     score: float
 
 
 class IntervalWriter:
-    """Writes one CSV file; holds a few numbers for each stretch until the end."""
+    """Writes one CSV file; holds a few numbers for each mask until the end."""
 
     def __init__(self, target: Path) -> None:
         self.target = target
         self.warnings: tuple[str, ...] = ()
         self._output: PartialOutput | None = None
-        self._open: dict[int, _Stretch] = {}
-        self._closed: list[_Stretch] = []
+        self._marked: list[_Marked] = []
 
     def open(self, info: VideoInfo, settings: TrackSettings) -> None:
         self._info, self._settings = info, settings
@@ -56,19 +57,19 @@ class IntervalWriter:
     def write(self, mask: Mask) -> None:
         info, threshold = self._info, self._settings.threshold
         labels = label_map(mask.probability, info.width, info.height, threshold)
-        areas = {label: float((labels == label).mean()) for label in self._settings.foreground()}
-        marked = {self._settings.category(label, mask.heard): label for label, area in areas.items() if area > 0}
-        for category in self._open.keys() - marked.keys():
-            self._closed.append(self._open.pop(category))
-        for category, label in marked.items():
-            stretch = self._open.setdefault(category, _Stretch(category, mask.index, mask.index, 0.0, 0.0))
-            stretch.last = mask.index
-            stretch.area += areas[label]
-            stretch.score += score(mask.probability, label, threshold)
+        for label in self._settings.foreground():
+            area = float((labels == label).mean())
+            if area > 0:
+                category = self._settings.category(label, mask.heard)
+                self._marked.append(_Marked(category, mask.index, area, score(mask.probability, label, threshold)))
 
     def finish(self) -> list[Path]:
         assert self._output is not None
-        stretches = sorted([*self._closed, *self._open.values()], key=lambda s: (s.first, s.category))
+        marked = self._marked
+        if self._settings.heard:
+            categories = settled([(one.index, one.category) for one in marked])
+            marked = [replace(one, category=category) for one, category in zip(marked, categories, strict=True)]
+        stretches = sorted(_stretches(marked), key=lambda stretch: (stretch[0].index, stretch[0].category))
         with output_errors(self.target), self._output.path.open("w", encoding="utf-8", newline="") as file:
             lines = csv.writer(file, lineterminator="\n")
             lines.writerow(COLUMNS)
@@ -82,18 +83,30 @@ class IntervalWriter:
             self._output.discard()
             self._output = None
 
-    def _line(self, stretch: _Stretch) -> list[str]:
-        settings, masks = self._settings, stretch.last - stretch.first + 1
-        end_s = settings.start_s + (stretch.last + 1) / settings.rate
+    def _line(self, stretch: Sequence[_Marked]) -> list[str]:
+        settings, first, last = self._settings, stretch[0].index, stretch[-1].index
+        end_s = settings.start_s + (last + 1) / settings.rate
         # the last mask stands for the rest of the video, which may be shorter than its interval; an end before that
         # mask is one that a header announces too early
         for limit in (settings.end_s, self._info.duration_s):
-            if limit is not None and limit > settings.start_s + stretch.last / settings.rate:
+            if limit is not None and limit > settings.start_s + last / settings.rate:
                 end_s = min(end_s, limit)
         return [
-            f"{settings.start_s + stretch.first / settings.rate:.3f}",
+            f"{settings.start_s + first / settings.rate:.3f}",
             f"{end_s:.3f}",
-            f"{stretch.area / masks:.4f}",
-            f"{stretch.score / masks:.4f}",
-            settings.named()[stretch.category],
+            f"{statistics.fmean(one.area for one in stretch):.4f}",
+            f"{statistics.fmean(one.score for one in stretch):.4f}",
+            settings.named()[stretch[0].category],
         ]
+
+
+def _stretches(marked: Sequence[_Marked]) -> Iterator[list[_Marked]]:
+    """Masks of one category that follow each other without a gap."""
+    by_category: dict[int, list[_Marked]] = {}
+    for one in marked:
+        stretch = by_category.setdefault(one.category, [])
+        if stretch and one.index - stretch[-1].index > 1:
+            yield stretch
+            stretch = by_category[one.category] = []
+        stretch.append(one)
+    yield from by_category.values()
