@@ -46,11 +46,11 @@ class LoadedModel:
     sha256: str
     categories: tuple[str, ...]
     trained: bool
-    heard: tuple[str, ...] = ()
     # the provenance that `save_model` was given
     training: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
     # threads take turns: two passes at once would share the cores and hold twice the memory
     turn: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
+    heard: tuple[str, ...] = ()
 
     @property
     def config(self) -> AvsMambaConfig:
@@ -175,4 +175,4 @@ def _read(path: Path, name: str, expected: str | None, allowed: bool, device: st
     if not trained and not allowed:
         raise WeightsError(f"{path}: holds an untrained model. Give trained weights, or --allow-untrained to see noise")
     provenance = training if isinstance(training, dict) else {}
-    return LoadedModel(model.to(device).eval(), name, digest, categories, trained, heard, provenance)
+    return LoadedModel(model.to(device).eval(), name, digest, categories, trained, provenance, heard=heard)

@@ -101,7 +101,7 @@ def test_ctrl_c_ends_all_processes_without_a_word_of_python(tmp_path: Path) -> N
     while not list(tmp_path.rglob("*.mp4")) and started.poll() is None:
         time.sleep(0.02)
     os.killpg(started.pid, signal.SIGINT)
-    _, told = started.communicate(timeout=120)
+    _, told = started.communicate(timeout=300)
     assert started.returncode == 130
     assert "Traceback" not in told
     assert len(list(tmp_path.rglob("*.mp4"))) < 20

@@ -51,7 +51,7 @@ def test_the_masks_are_those_of_the_model_on_the_window(clip: Path, untrained: L
 def test_the_sounds_are_those_of_the_seconds(clip: Path) -> None:
     torch.manual_seed(0)
     model = AvsMamba(preset("avs-mamba-tiny", heard_classes=3, input_size=64)).eval()
-    loaded = LoadedModel(model, "hearing", "", ("sounding",), True, ("dog", "cat", ""))
+    loaded = LoadedModel(model, "hearing", "", ("sounding",), True, heard=("dog", "cat", ""))
     with segment(clip, model=loaded, options=SegmentOptions(size=64, window=3, overlap=1)) as track:
         assert track.heard == ("dog", "cat", "")
         masks = list(track)

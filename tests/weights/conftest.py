@@ -75,8 +75,8 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header("ETag", etag)
         self.end_headers()
         end = start + does.cuts.pop(0) if does.cuts else len(body)
+        does.sent += len(body[start:end])  # first: a client that has it all may be quicker than what comes after
         self.wfile.write(body[start:end])
-        does.sent += len(body[start:end])
         if does.hold is not None:
             self.wfile.flush()
             does.hold.wait(20)
