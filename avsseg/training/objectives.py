@@ -139,7 +139,7 @@ class JointObjective(nn.Module):
         T = masks.shape[1]
         stages = model.stages(normalise(batch["frames"]), batch["log_mel"].flatten(0, 1), sounds=variants)
         mask_feature = stages.mask_feature.flatten(0, 1)
-        layer_logits = [model.head(query, mask_feature) for query in stages.queries]
+        layer_logits = model.layer_logits_of(stages, masks.shape[-2:])
         clip_weight = batch["weight"].repeat_interleave(variants, 0)[:, None].expand(-1, T)
         frame_weight = clip_weight * torch.where(masks.flatten(2).any(2), 1.0, self.silent_weight)
         loss = mask_loss(layer_logits, masks, frame_weight, bce_weight=self.bce_weight, layer_weight=0.5)

@@ -325,17 +325,22 @@ class Trainer:
         torch.manual_seed(self.settings.seed * 1_000_003 + self.step * 64 + rank)
         self.optimizer.zero_grad(set_to_none=True)
         totals: dict[str, list[float]] = {}
+        failure: NonFiniteError | None = None
         for batch in group:
             with self._autocast():
                 loss, logged = self.objective(batch)
-            if not torch.isfinite(loss):
-                raise NonFiniteError(
+            if failure or not torch.isfinite(loss):
+                # raised in the end: losses may exchange what they weigh, as often in every process
+                failure = failure or NonFiniteError(
                     f"{printable(self.folder)}: the loss is {loss.item()} at step {self.step}{_names([batch])}. Look "
                     "at the data, or lower the learning rate"
                 )
+                continue
             self.scaler.scale(loss / len(group)).backward()
             for name, value in {"loss": loss.item(), **logged}.items():
                 totals.setdefault(name, []).append(value)
+        if failure:
+            raise failure
         return totals
 
     def _autocast(self) -> contextlib.AbstractContextManager[Any]:

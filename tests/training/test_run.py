@@ -196,7 +196,7 @@ def _one_of_two_that_fail(rank: int, folder: Path, settings: TrainingSettings, f
 
     def spoilt(self: ClipObjective, batch: ClipBatch) -> tuple[torch.Tensor, dict[str, float]]:
         loss, logged = forward(self, batch)
-        return (loss * math.nan if next(losses) == 1 else loss), logged
+        return (loss * math.nan if next(losses) == settings.accumulate else loss), logged
 
     def damaged(self: AvsBenchClips, index: int) -> ClipExample:
         if next(clips) == 2:  # the first of the second step
@@ -215,17 +215,18 @@ def _one_of_two_that_fail(rank: int, folder: Path, settings: TrainingSettings, f
 
 
 @pytest.mark.parametrize(
-    ("what", "failing", "told"),
+    ("what", "failing", "accumulate", "told"),
     [
-        ("loss", 0, "NonFiniteError: .*two: the loss is nan at step 1"),
-        ("loss", 1, "NonFiniteError: .*two: the loss is nan at step 1"),
-        ("file", 1, "DataError: 5.png: is damaged"),
+        ("loss", 0, 1, "NonFiniteError: .*two: the loss is nan at step 1"),
+        ("loss", 1, 2, "NonFiniteError: .*two: the loss is nan at step 1"),
+        ("file", 1, 1, "DataError: 5.png: is damaged"),
     ],
 )
 def test_what_ends_one_process_ends_both_and_leaves_the_best(
-    what: str, failing: int, told: str, tmp_path: Path, quick: TrainingSettings
+    what: str, failing: int, accumulate: int, told: str, tmp_path: Path, quick: TrainingSettings
 ) -> None:
-    torch.multiprocessing.spawn(_one_of_two_that_fail, (tmp_path, quick, failing, what), nprocs=2)
+    settings = replace(quick, batch=2 // accumulate, accumulate=accumulate)
+    torch.multiprocessing.spawn(_one_of_two_that_fail, (tmp_path, settings, failing, what), nprocs=2)
     assert re.match(told, (tmp_path / f"{failing}.txt").read_text())
     other = (tmp_path / f"{1 - failing}.txt").read_text()
     assert other.startswith("OtherProcessError: ")
