@@ -318,8 +318,9 @@ def describe(progress: Progress) -> str:
     parts = [f"loss {progress.values['loss']:.3f}"]
     if "M_J" in progress.values:
         parts.append(f"M_J {progress.values['M_J']:.3f}")
-    if progress.validation:
-        parts.append(f"val M_J {progress.validation['M_J']:.3f}")
+    for name in ("M_J", "seen", "heard"):
+        if name in progress.validation:
+            parts.append(f"val {name} {progress.validation[name]:.3f}")
     left = progress.seconds_left
     parts.append(f"{left / 60:.0f} min left" if left >= 90 else f"{left:.0f} s left")
     return ", ".join(parts)

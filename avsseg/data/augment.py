@@ -32,6 +32,7 @@ class Augmentation:
         brightness: largest shift, of 255.
         contrast, saturation: ranges of the factors, about mid-grey and about the pixel's own grey.
         hue: largest turn, in degrees.
+        rotate: largest turn of the picture, in degrees, about its middle; the rest is black, with truth 0.
         gain_db: largest change of the sound's level in either direction, even in dB.
         noise_db: level of the white noise that is added, in dB of full scale (RMS), such as -40; None adds none.
         mix: probability that another clip's sound is added, at its own seconds, while the truth stays the clip's own.
@@ -46,6 +47,7 @@ class Augmentation:
     contrast: tuple[float, float] = (0.5, 1.5)
     saturation: tuple[float, float] = (0.5, 1.5)
     hue: float = 18.0
+    rotate: float = 0.0
     gain_db: float = 0.0
     noise_db: float | None = None
     mix: float = 0.0
@@ -86,11 +88,19 @@ def augment(
     """
     view = _draw_view(augmentation, rng)
     colours = _draw_colours(augmentation, rng)
-    seen = [_look(frame, view, size, Image.Resampling.BILINEAR) for frame in frames]
+    # drawn last, and only if asked for: other settings leave the draws as they were
+    angle = float(rng.uniform(-augmentation.rotate, augmentation.rotate)) if augmentation.rotate else 0.0
+    seen = [_look(frame, view, size, Image.Resampling.BILINEAR, angle) for frame in frames]
     if colours is not None:
         seen = [frame.convert("RGB", colours) for frame in seen]
     pictures = np.stack([np.asarray(frame) for frame in seen])
-    return pictures, [_look(mask, view, truth_size, Image.Resampling.NEAREST) for mask in masks]
+    return pictures, [_look(mask, view, truth_size, Image.Resampling.NEAREST, angle) for mask in masks]
+
+
+def distort(frame: NDArray[np.uint8], augmentation: Augmentation, rng: np.random.Generator) -> NDArray[np.uint8]:
+    """A frame (H, W, 3) after one draw of the colours alone."""
+    colours = _draw_colours(augmentation, rng)
+    return frame if colours is None else np.asarray(Image.fromarray(frame).convert("RGB", colours))
 
 
 def augment_sound(
@@ -150,7 +160,9 @@ def _draw_colours(augmentation: Augmentation, rng: np.random.Generator) -> tuple
     return tuple(np.column_stack([matrix, np.full(3, offset)]).ravel().tolist())
 
 
-def _look(image: Image.Image, view: _View, size: tuple[int, int], resampling: Image.Resampling) -> Image.Image:
+def _look(
+    image: Image.Image, view: _View, size: tuple[int, int], resampling: Image.Resampling, angle: float
+) -> Image.Image:
     width, height = image.size
     if view.side <= 1:
         right, bottom = min(1.0, view.left + view.side), min(1.0, view.top + view.side)
@@ -161,4 +173,6 @@ def _look(image: Image.Image, view: _View, size: tuple[int, int], resampling: Im
         corner = (round(-view.left / view.side * size[0]), round(-view.top / view.side * size[1]))
         seen = Image.new(image.mode, size)
         seen.paste(image.resize((scaled[0], scaled[1]), resampling), corner)
-    return seen.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if view.flipped else seen
+    if view.flipped:
+        seen = seen.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    return seen.rotate(angle, resampling) if angle else seen

@@ -129,6 +129,17 @@ class AvsBenchClips(Dataset[ClipExample]):
             self._heard(self._listing.get(files.name)),
         )
 
+    def pictures_and_sounds(self, index: int) -> tuple[Tensor, Tensor, Tensor]:
+        """`frames`, `masks` and `heard` of the annotated seconds as they are, whatever the augmentation.
+
+        Raises DataError for a damaged or missing file.
+        """
+        files = self.clips[index]
+        frames, masks = self._pictures(files, None)
+        shared = min(len(frames), len(masks))
+        heard = self._heard(self._listing.get(files.name))
+        return torch.from_numpy(frames[:shared]), torch.from_numpy(masks[:shared]), heard[:shared]
+
     def _heard(self, clip: ListedClip | None) -> Tensor:
         heard = torch.zeros(self.seconds, len(self.sound_classes))
         for t, classes in enumerate(clip.sounding if clip is not None else ()):
@@ -136,13 +147,15 @@ class AvsBenchClips(Dataset[ClipExample]):
                 heard[t, self.sound_classes.index(name)] = 1
         return heard
 
-    def _pictures(self, files: ClipFiles, rng: np.random.Generator) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-        """frames (t, H, W, 3) and masks (at most t, h, w)."""
+    def _pictures(
+        self, files: ClipFiles, rng: np.random.Generator | None
+    ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+        """frames (t, H, W, 3) and masks (at most t, h, w), augmented if there is an `rng`."""
         frames = [open_image(path, "RGB") for path in files.frames]
         masks = open_masks(files, self.subset)
         size = (self.size, self.size)
         truth_size = (self.truth_size, self.truth_size) if self.truth_size else masks[0].size
-        if self.augmentation is not None:
+        if self.augmentation is not None and rng is not None:
             pictures, masks = augment(frames, masks, self.augmentation, rng, size=size, truth_size=truth_size)
         else:
             pictures = np.stack([np.asarray(frame.resize(size, Image.Resampling.BILINEAR)) for frame in frames])

@@ -169,7 +169,8 @@ class ClipObjective(nn.Module):
     def forward(self, batch: ClipBatch) -> tuple[Tensor, dict[str, float]]:
         device = next(self.model.parameters()).device
         frames, log_mel, masks, annotated = (
-            _tensor(batch, name).to(device, non_blocking=True) for name in ("frames", "log_mel", "masks", "annotated")
+            batch_tensor(batch, name).to(device, non_blocking=True)
+            for name in ("frames", "log_mel", "masks", "annotated")
         )
         sounds = 1
         if log_mel.ndim == 6:
@@ -188,7 +189,7 @@ class ClipObjective(nn.Module):
         iou, _ = iou_and_silent_area(layer_logits[-1], masks > 0)
         logged = {"M_J": float(iou[annotated.flatten()].nanmean())}
         if self.class_weight:
-            heard = _tensor(batch, "heard").to(device)
+            heard = batch_tensor(batch, "heard").to(device)
             classes, named = self._class_losses(stages, masks, heard.flatten(0, 1) if sounds > 1 else heard)
             loss, logged = loss + self.class_weight * classes, {**logged, **named}
         return loss * share, logged
@@ -209,7 +210,8 @@ class ClipObjective(nn.Module):
         return seeing + hearing, {"seen": float(seeing.detach()), "heard": float(hearing.detach())}
 
 
-def _tensor(batch: ClipBatch, name: str) -> Tensor:
+def batch_tensor(batch: ClipBatch, name: str) -> Tensor:
+    """The tensor of that name."""
     value = batch[name]
     assert isinstance(value, Tensor)
     return value

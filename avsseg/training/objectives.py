@@ -8,6 +8,7 @@ sounds, so that only the sound can decide.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -42,6 +43,28 @@ def keep_statistics(model: nn.Module) -> None:
             module.eval()
 
 
+class ClassMap(nn.Module):
+    """Which class each pixel is of, from the backbone's four scales (N, c_i, h_i, w_i): logits (N, K, h_1, w_1)."""
+
+    def __init__(self, channels: Sequence[int], classes: int) -> None:
+        super().__init__()
+        self.lateral = nn.ModuleList(nn.Conv2d(c, 64, 1) for c in channels)
+        self.head = nn.Sequential(
+            nn.GroupNorm(8, 64),
+            nn.GELU(),
+            nn.Conv2d(64, 64, 3, padding=1),
+            nn.GELU(),
+            nn.Conv2d(64, classes, 1),
+        )
+
+    def forward(self, features: Sequence[Tensor]) -> Tensor:
+        scales = [lateral(feature) for lateral, feature in zip(self.lateral, features, strict=True)]
+        size = scales[0].shape[-2:]
+        merged = torch.stack([F.interpolate(s, size=size, mode="bilinear") for s in scales]).sum(0)
+        logits: Tensor = self.head(merged)
+        return logits
+
+
 class VisualObjective(nn.Module):
     """Class map of one picture from the backbone's four scales.
 
@@ -52,22 +75,11 @@ class VisualObjective(nn.Module):
         super().__init__()
         self.backbone = backbone
         self.foreground_weight = foreground_weight
-        self.lateral = nn.ModuleList(nn.Conv2d(c, 64, 1) for c in channels)
-        self.head = nn.Sequential(
-            nn.GroupNorm(8, 64),
-            nn.GELU(),
-            nn.Conv2d(64, 64, 3, padding=1),
-            nn.GELU(),
-            nn.Conv2d(64, classes, 1),
-        )
+        self.class_map = ClassMap(channels, classes)
 
     def logits(self, frames: Tensor) -> Tensor:
         """(N, K, H / 4, W / 4)."""
-        features = self.backbone(normalise(frames))
-        scales = [lateral(feature) for lateral, feature in zip(self.lateral, features, strict=True)]
-        size = scales[0].shape[-2:]
-        merged = torch.stack([F.interpolate(s, size=size, mode="bilinear") for s in scales]).sum(0)
-        logits: Tensor = self.head(merged)
+        logits: Tensor = self.class_map(self.backbone(normalise(frames)))
         return logits
 
     def forward(self, batch: Batch) -> tuple[Tensor, dict[str, float]]:

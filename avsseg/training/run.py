@@ -33,6 +33,7 @@ from avsseg.pipeline.segment import resolve_device
 from avsseg.training.checkpoints import load_checkpoint
 from avsseg.training.clips import ClipObjective, ClipOrder, clip_batches, validation
 from avsseg.training.curves import draw_curves
+from avsseg.training.encoders import EncoderObjective, encoder_batches, encoder_validation, sounding_frames
 from avsseg.training.settings import TrainingSettings, write_toml
 from avsseg.training.trainer import LOGS, Interrupted, NonFiniteError, Progress, Trainer, TrainerSettings
 from avsseg.weights.pretrained import load_audio_weights, load_backbone_weights
@@ -53,14 +54,32 @@ WRITTEN = ("best.pt", "best.safetensors", "last.safetensors", "curves.png", *LOG
 DEFAULT_VALIDATE_MINUTES = 6.0
 
 
-def build_model(settings: TrainingSettings, *, heard_classes: int = 0) -> AvsMamba:
+def _objective(model: AvsMamba, settings: TrainingSettings) -> EncoderObjective | ClipObjective:
+    frozen = frozen_statistics(settings)
+    if settings.stage == "encoders":
+        change = {"resize": settings.resize, "rotate": settings.rotate} if settings.augment else {}
+        return EncoderObjective(model, frozen_statistics=frozen, **change)
+    return ClipObjective(
+        model,
+        class_weight=settings.class_weight,
+        dice_weight=settings.dice_weight,
+        bce_weight=settings.bce_weight,
+        layer_weight=settings.layer_weight,
+        frozen_statistics=frozen,
+        mute=settings.mute,
+        binary=settings.semantic_loss == "binary",
+    )
+
+
+def build_model(settings: TrainingSettings, *, heard: Sequence[str] = ()) -> AvsMamba:
     """The model that a run begins with: random, with pretrained encoders, or from a checkpoint where it fits.
 
-    It tells `heard_classes` of sound apart, whatever the checkpoint told: training would spoil that.
+    It tells the classes `heard` apart by their sound, whatever the checkpoint told: training would spoil that.
     Raises UsageError for a VGGish that would stay random, and WeightsError for weights that cannot be had.
     """
     if settings.start_from:
-        loaded = load_model(settings.start_from)
+        # the encoders of stage encoders come in a model that marks nothing yet
+        loaded = load_model(settings.start_from, allow_untrained=Path(settings.start_from).suffix == ".safetensors")
         if loaded.input_size != settings.size:
             logger.warning(
                 "%s works at %d pixels and is trained at %d from here on. Give --size %d to keep its size",
@@ -72,13 +91,14 @@ def build_model(settings: TrainingSettings, *, heard_classes: int = 0) -> AvsMam
                 "num_classes": settings.num_classes,
                 "input_size": settings.size,
                 "drop_path": settings.drop_path,
-                "heard_classes": heard_classes,
+                "heard_classes": len(heard),
             }
         )
         model = AvsMamba(config)
         own = model.state_dict()
         given = loaded.model.state_dict()
-        fitting = {k: v for k, v in given.items() if k in own and own[k].shape == v.shape and k not in TOLD}
+        anew = TOLD if loaded.heard != tuple(heard) else frozenset()
+        fitting = {k: v for k, v in given.items() if k in own and own[k].shape == v.shape and k not in anew}
         model.load_state_dict({**own, **fitting})
         for name in sorted(set(own) - set(fitting) - TOLD):
             logger.warning("%s: %s has another shape there and starts anew", settings.start_from, name)
@@ -87,7 +107,7 @@ def build_model(settings: TrainingSettings, *, heard_classes: int = 0) -> AvsMam
         "num_classes": settings.num_classes,
         "input_size": settings.size,
         "drop_path": settings.drop_path,
-        "heard_classes": heard_classes,
+        "heard_classes": len(heard),
     }
     if settings.backbone:
         changes["backbone"] = settings.backbone
@@ -168,6 +188,9 @@ class TrainingRun:
                 f"precision fp16 trains on CUDA alone, and the device is {device}. Use --precision bf16 or fp32, or "
                 "--device cuda"
             )
+        encoders = settings.stage == "encoders"
+        # a muted model hears none of them
+        by_class = encoders or (settings.class_weight > 0 and not settings.mute)
         augmentation = None
         if settings.augment:
             augmentation = Augmentation(
@@ -175,6 +198,8 @@ class TrainingRun:
                 gain_db=settings.audio_gain_db,
                 noise_db=settings.audio_noise_db or None,
                 mix=settings.audio_mix,
+                rotate=settings.rotate,
+                hue=settings.hue,
             )
         root = Path(settings.data)
         self.clips = AvsBenchClips(
@@ -184,34 +209,25 @@ class TrainingRun:
             size=settings.size,
             augmentation=augmentation,
             seed=settings.seed,
-            # a muted model hears none of them
-            list_sounds=settings.class_weight > 0 and not settings.mute,
+            list_sounds=by_class,
         )
-        if settings.class_weight and not settings.mute and not self.clips.sound_classes:
+        if by_class and not self.clips.sound_classes:
+            asker = "stage=encoders" if encoders else "class_weight"
             raise UsageError(
-                f"{printable(root)}: class_weight needs to know what sounds in which clip, and nothing says so (the "
+                f"{printable(root)}: {asker} needs to know what sounds in which clip, and nothing says so (the "
                 "datasets of `avsseg data synth` and `compose` do, in clips.json). Leave it out"
             )
         self.val: AvsBenchClips | None = None
         try:
-            self.val = AvsBenchClips(root, settings.subset, "val", size=settings.size)
+            self.val = AvsBenchClips(root, settings.subset, "val", size=settings.size, list_sounds=encoders)
         except DataError as error:
             if "lists no val clip" not in str(error):
                 raise
             logger.warning("%s: no val clips, so the last state counts as the best", printable(root))
         torch.manual_seed(settings.seed)
-        classes = len(self.clips.sound_classes)
-        model = (_same_model(folder) if resume else build_model(settings, heard_classes=classes)).to(device)
-        objective = ClipObjective(
-            model,
-            class_weight=settings.class_weight,
-            dice_weight=settings.dice_weight,
-            bce_weight=settings.bce_weight,
-            layer_weight=settings.layer_weight,
-            frozen_statistics=frozen_statistics(settings),
-            mute=settings.mute,
-            binary=settings.semantic_loss == "binary",
-        )
+        classes = self.clips.sound_classes
+        model = (_same_model(folder) if resume else build_model(settings, heard=classes)).to(device)
+        objective = _objective(model, settings)
         if not resume and self.rank == 0:
             # of a run that was killed before its first checkpoint, by _check_folder
             with output_errors(folder):
@@ -269,9 +285,14 @@ class TrainingRun:
         """
         order = self._order(first=self.trainer.step * self.settings.accumulate)
         # of two sounds a muted model hears neither: which of them a picture is to be marked for would be chance
-        pair = 0.0 if self.settings.mute else self.settings.pair
+        encoders = self.settings.stage == "encoders"
+        pair = 0.0 if self.settings.mute or encoders else self.settings.pair
         batches = clip_batches(self.clips, order, self.settings.workers, pair=pair)
-        check = validation(self.val, mute=self.settings.mute) if self.val is not None else None
+        if encoders:
+            batches = encoder_batches(batches, sounding_frames(self.clips), self.clips.augmentation, order)
+        check = None
+        if self.val is not None:
+            check = encoder_validation(self.val) if encoders else validation(self.val, mute=self.settings.mute)
         try:
             self.trainer.train(batches, check)
         except Interrupted:  # in all processes at the same step
@@ -331,19 +352,20 @@ def export(
 ) -> None:
     """The averaged model of a checkpoint as a file that `--model` takes; `heard` names its classes of sound."""
     state = load_checkpoint(checkpoint)
-    assert isinstance(trainer.average, ClipObjective)
+    assert isinstance(trainer.average, (ClipObjective, EncoderObjective))
     model = AvsMamba(trainer.average.model.config)
     prefix = "model."
     model.load_state_dict({k.removeprefix(prefix): v for k, v in state["average"].items() if k.startswith(prefix)})
     categories = CLASS_NAMES if settings.num_classes > 1 else BINARY_CATEGORIES
     best = state["best_score"]
+    masks = settings.stage == "masks"
     provenance = {
         "settings": asdict(settings),
         "steps": state["step"],
         "minutes": round(state["elapsed_s"] / 60, 1),
-        "best_val_M_J": best if math.isfinite(best) else None,
+        f"best_val_{'M_J' if masks else 'score'}": best if math.isfinite(best) else None,
     }
-    save_model(target, model.eval(), categories=categories, heard=heard, training=provenance)
+    save_model(target, model.eval(), categories=categories, heard=heard, training=provenance, trained=masks)
 
 
 def _rank_and_world() -> tuple[int, int]:

@@ -31,6 +31,7 @@ class TrainingSettings:
 
     # what is learned from what
     subset: SubsetName = "ms3"
+    stage: str = "masks"  # or encoders: these alone, from the classes of what sounds; the masks then start --from them
     data: str = ""
     model: str = "avs-mamba-tiny"
     backbone: str = ""  # "": the model's own
@@ -66,6 +67,8 @@ class TrainingSettings:
     # augmentation
     augment: bool = True
     resize: float = 2.0  # largest factor by which clips are made larger or smaller; 1: none
+    rotate: float = 0.0  # largest turn, degrees
+    hue: float = 18.0  # largest turn of the colours, degrees
     audio_gain_db: float = 0.0
     audio_noise_db: float = 0.0  # level of white noise in dB, such as -40; 0: none
     audio_mix: float = 0.0
@@ -91,6 +94,7 @@ class TrainingSettings:
                 raise UsageError(f"{printable(value)}: the name is not UTF-8. Rename it, or give a link to it")
         _one_of("subset", self.subset, ("s4", "ms3", "avss"))
         _one_of("model", self.model, tuple(PRESETS))
+        _one_of("stage", self.stage, ("masks", "encoders"))
         _one_of("ablate", self.ablate, ("", *ABLATIONS))
         _one_of("schedule", self.schedule, ("cosine", "constant"))
         _one_of("precision", self.precision, ("fp32", "bf16", "fp16"))
@@ -106,6 +110,8 @@ class TrainingSettings:
                 raise UsageError(f"{field.name} is {value}, must be a number that is not negative")
         if self.start_from and (self.backbone or self.ablate or self.init_visual or self.init_audio):
             raise UsageError("--from brings its own model: leave out --backbone, --ablate, --init-visual, --init-audio")
+        if self.stage == "encoders" and self.mute:
+            raise UsageError("stage encoders learns from the sound: leave out --mute")
         if not 0 <= self.ema_decay < 1:
             raise UsageError(f"ema_decay is {self.ema_decay}, must be at least 0 (no average) and below 1")
         if self.resize < 1:

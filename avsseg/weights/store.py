@@ -173,6 +173,9 @@ def _read(path: Path, name: str, expected: str | None, allowed: bool, device: st
         reason = str(error).splitlines()[0] if str(error) else repr(error)
         raise WeightsError(f"{path}: its model description does not fit its weights ({reason})") from error
     if not trained and not allowed:
-        raise WeightsError(f"{path}: holds an untrained model. Give trained weights, or --allow-untrained to see noise")
+        raise WeightsError(
+            f"{path}: holds an untrained model, which marks nothing yet (stage=encoders teaches the encoders alone: "
+            "`avsseg train --from` goes on from there). Give trained weights, or --allow-untrained to see noise"
+        )
     provenance = training if isinstance(training, dict) else {}
     return LoadedModel(model.to(device).eval(), name, digest, categories, trained, provenance, heard=heard)

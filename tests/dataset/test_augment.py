@@ -55,6 +55,20 @@ def test_one_draw_for_all_frames_and_another_for_the_next_clip() -> None:
     assert len(set(different)) == 20
 
 
+def test_pictures_turn_with_their_truth_and_other_draws_stay() -> None:
+    frame, mask = scene(64, 64)
+    turned = [changed(replace(NOTHING, rotate=180), seed, [frame], [mask]) for seed in range(20)]
+    for pictures, (truth,) in turned:
+        assert ((pictures[0, ..., 0] > 127) == truth).mean() > 0.98
+        assert 0.8 * np.asarray(mask).sum() < truth.sum() < 1.2 * np.asarray(mask).sum()
+    assert len({truth.tobytes() for _, (truth,) in turned}) > 15
+    wide = replace(NOTHING, photometric=1)
+    plain, upright = changed(wide, 3, [frame], [mask])
+    still, _ = changed(replace(wide, rotate=1e-6), 3, [frame], [mask])
+    assert np.abs(plain.astype(int) - still).max() <= 1
+    assert upright[0].any()
+
+
 @pytest.mark.parametrize("resize", [(0.5, 0.7), (1.0, 1.0), (1.5, 2.0)])
 @pytest.mark.parametrize("truth_size", [(64, 64), (60, 40)])
 def test_truth_follows_the_picture(resize: tuple[float, float], truth_size: tuple[int, int]) -> None:
