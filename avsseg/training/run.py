@@ -34,8 +34,9 @@ from avsseg.training.checkpoints import load_checkpoint
 from avsseg.training.clips import ClipObjective, ClipOrder, clip_batches, validation
 from avsseg.training.curves import draw_curves
 from avsseg.training.encoders import EncoderObjective, encoder_batches, encoder_validation, sounding_frames
+from avsseg.training.run_log import LOGS
 from avsseg.training.settings import TrainingSettings, write_toml
-from avsseg.training.trainer import LOGS, Interrupted, NonFiniteError, Progress, Trainer, TrainerSettings
+from avsseg.training.trainer import Interrupted, NonFiniteError, Progress, Trainer, TrainerSettings
 from avsseg.weights.pretrained import load_audio_weights, load_backbone_weights
 from avsseg.weights.store import BINARY_CATEGORIES, load_model, save_model
 from avsseg.writers.base import output_errors, written_whole

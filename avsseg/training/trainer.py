@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import csv
 import logging
 import math
 import time
@@ -25,7 +24,8 @@ from torch import Tensor, nn
 
 from avsseg.errors import AvssegError, printable
 from avsseg.training.checkpoints import load_checkpoint, save_checkpoint
-from avsseg.writers.base import output_errors, written_whole
+from avsseg.training.run_log import RunLog
+from avsseg.writers.base import output_errors
 
 logger = logging.getLogger(__name__)
 
@@ -35,9 +35,6 @@ Done = TypeVar("Done")
 # log-decays and skips of a scan must not be pulled towards 0: there a state never forgets; Vim's recipe spares its
 # embeddings too
 NO_DECAY = ("A_logs", "Ds", "dt_projs_bias", "A_log", "A_b_log", "pos_embed", "cls_token")
-
-
-LOGS = ("train.csv", "val.csv")
 
 
 class Interrupted(Exception):  # noqa: N818 (not an error: the run was asked to stop, and its state is saved)
@@ -157,7 +154,7 @@ class Trainer:
         self._run: str | None = uuid.uuid4().hex
         with output_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
-            self._board = _summary_writer(folder) if tensorboard and self.leads else None
+        self.log = RunLog(folder, tensorboard=tensorboard and self.leads)
 
     @property
     def progress(self) -> float:
@@ -196,8 +193,7 @@ class Trainer:
             reason = str(error).splitlines()[0]
             raise AvssegError(f"{printable(path)}: is of another model ({reason}). Choose another folder") from error
         if self.leads:
-            for name, step in zip(LOGS, (self.step, self._validated_at[0]), strict=True):
-                _forget_after(self.folder / name, step)
+            self.log.forget_after(self.step, self._validated_at[0])
         return True
 
     def save(self, name: str) -> None:
@@ -246,7 +242,7 @@ class Trainer:
             stop = self._stop  # as all processes agreed; a later request counts at the next step
             if self.leads:
                 if self.step % settings.log_every == 0:
-                    self._log("train.csv", {name: _mean(v) for name, v in logged.items()})
+                    self.log.add("train", self.step, self.elapsed_s, {name: _mean(v) for name, v in logged.items()})
                     logged = {}
                 if self.listener:
                     self.listener(self._report(values))
@@ -406,7 +402,7 @@ class Trainer:
         scores = dict(validate(self.average))
         self._validated_at = (self.step, self.elapsed_s)
         self._validated = scores
-        self._log("val.csv", scores)
+        self.log.add("val", self.step, self.elapsed_s, scores)
         logger.info("step %d: %s", self.step, {name: round(value, 4) for name, value in scores.items()})
         if scores["score"] > self.best_score:
             self.best_score = scores["score"]
@@ -419,49 +415,13 @@ class Trainer:
         left = self.elapsed_s / done * (1 - done) if done > 0 else math.inf
         return Progress(self.step, done, left, values, self._validated)
 
-    def _log(self, name: str, values: Mapping[str, float]) -> None:
-        path = self.folder / name
-        with output_errors(path):
-            new = not path.exists() or not path.stat().st_size
-            with path.open("a", newline="") as file:
-                writer = csv.writer(file)
-                if new:
-                    writer.writerow(["step", "minutes", *values])
-                numbers = [f"{value:.5f}" for value in values.values()]
-                writer.writerow([self.step, f"{self.elapsed_s / 60:.2f}", *numbers])
-        if self._board is not None:
-            with output_errors(self.folder / "tensorboard"):
-                for key, value in values.items():
-                    self._board.add_scalar(f"{path.stem}/{key}", value, self.step)
-                self._board.flush()
-
 
 def _reached(state: Mapping[str, Any]) -> tuple[int, float]:
     """How far a run was, so that the later of two of its states can be told."""
     return state.get("step", 0), state.get("best_score", -math.inf)
 
 
-def _forget_after(log: Path, step: int) -> None:
-    """Drops lines beyond the last checkpoint, which come again, and those that a full disk cut short."""
-    if not log.is_file() or not log.stat().st_size:
-        return
-    with log.open(newline="") as file:
-        header, *rows = list(csv.reader(file))
-    with written_whole(log) as partial, partial.open("w", newline="") as file:
-        whole = [row for row in rows if row and len(row) == len(header)]
-        csv.writer(file).writerows([header, *(row for row in whole if int(row[0]) <= step)])
-
-
 def _names(group: list[Any]) -> str:
     """(clips A, B) for batches that name their clips."""
     names = [name for batch in group if isinstance(batch, Mapping) for name in batch.get("name", ())]
     return f" (clips {', '.join(printable(str(name)) for name in names)})" if names else ""
-
-
-def _summary_writer(folder: Path) -> Any:
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        logger.warning('no TensorBoard log: `pip install "avsseg[train]"` to have one')
-        return None
-    return SummaryWriter(str(folder / "tensorboard"))

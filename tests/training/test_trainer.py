@@ -157,24 +157,6 @@ def test_checkpoints_without_what_later_versions_added_are_read(tmp_path: Path) 
     assert load_checkpoint(tmp_path / "best.pt")["step"] == 20
 
 
-def test_a_log_that_a_full_disk_left_empty_gets_its_header(tmp_path: Path) -> None:
-    make(tmp_path, steps=40).train(batches(), until=0.25)
-    (tmp_path / "train.csv").touch()
-    again = make(tmp_path, steps=40)
-    assert again.restore()
-    again.train(batches(10))
-    assert (tmp_path / "train.csv").read_text().startswith("step,minutes,loss")
-
-
-def test_lines_that_a_full_disk_cut_short_are_dropped(tmp_path: Path) -> None:
-    make(tmp_path, steps=40).train(batches(), until=0.5)
-    log = tmp_path / "train.csv"
-    whole = log.read_text()
-    log.write_text(whole + "4,0.0")
-    assert make(tmp_path, steps=40).restore()
-    assert log.read_text().splitlines() == whole.splitlines()
-
-
 def test_a_checkpoint_on_a_full_disk_is_an_error_of_one_line(small_disk: Path) -> None:
     path = small_disk / "x.pt"
     save_checkpoint(path, {"step": 1})

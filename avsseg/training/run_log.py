@@ -1,0 +1,65 @@
+"""What a run logs: `train.csv` and `val.csv`, which a resumed run takes up, and the same for TensorBoard."""
+
+from __future__ import annotations
+
+import csv
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from avsseg.writers.base import output_errors, written_whole
+
+logger = logging.getLogger(__name__)
+
+LOGS = ("train.csv", "val.csv")
+
+
+class RunLog:
+    """The logs in the folder of a run, which is there. All methods raise OutputError when the disk refuses."""
+
+    def __init__(self, folder: Path, *, tensorboard: bool = False) -> None:
+        self.folder = folder
+        with output_errors(folder):
+            self._board = _summary_writer(folder) if tensorboard else None
+
+    def add(self, name: Literal["train", "val"], step: int, seconds: float, values: Mapping[str, float]) -> None:
+        """One line of what was measured up to a step, so many seconds after the start of the run."""
+        path = self.folder / f"{name}.csv"
+        with output_errors(path):
+            new = not path.exists() or not path.stat().st_size
+            with path.open("a", newline="") as file:
+                writer = csv.writer(file)
+                if new:
+                    writer.writerow(["step", "minutes", *values])
+                numbers = [f"{value:.5f}" for value in values.values()]
+                writer.writerow([step, f"{seconds / 60:.2f}", *numbers])
+        if self._board is not None:
+            with output_errors(self.folder / "tensorboard"):
+                for key, value in values.items():
+                    self._board.add_scalar(f"{name}/{key}", value, step)
+                self._board.flush()
+
+    def forget_after(self, trained: int, validated: int) -> None:
+        """Drops lines beyond these steps, which come again, and those that a full disk cut short."""
+        for name, step in zip(LOGS, (trained, validated), strict=True):
+            _forget_after(self.folder / name, step)
+
+
+def _forget_after(log: Path, step: int) -> None:
+    if not log.is_file() or not log.stat().st_size:
+        return
+    with log.open(newline="") as file:
+        header, *rows = list(csv.reader(file))
+    with written_whole(log) as partial, partial.open("w", newline="") as file:
+        whole = [row for row in rows if row and len(row) == len(header)]
+        csv.writer(file).writerows([header, *(row for row in whole if int(row[0]) <= step)])
+
+
+def _summary_writer(folder: Path) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        logger.warning('no TensorBoard log: `pip install "avsseg[train]"` to have one')
+        return None
+    return SummaryWriter(str(folder / "tensorboard"))

@@ -1,0 +1,106 @@
+"""Runs of several processes: as one with the doubled batch, and ended together."""
+
+from __future__ import annotations
+
+import csv
+import itertools
+import math
+import os
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import torch.multiprocessing
+
+from avsseg.data.avsbench import AvsBenchClips, ClipExample
+from avsseg.errors import AvssegError, DataError
+from avsseg.training.checkpoints import load_checkpoint
+from avsseg.training.clips import ClipBatch, ClipObjective
+from avsseg.training.distributed import process_group
+from avsseg.training.run import TrainingRun
+from avsseg.training.settings import TrainingSettings
+from avsseg.weights.store import load_model
+
+
+def _one_of_two(rank: int, folder: Path, settings: TrainingSettings) -> None:
+    torch.set_num_threads(1)
+    with process_group(init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2):
+        TrainingRun(folder / "two", settings).train()
+    # a child that skips interpreter teardown cannot be aborted by gloo's threads there
+    os._exit(0)
+
+
+def test_two_processes_have_the_loss_of_one_with_the_doubled_batch(tmp_path: Path, quick: TrainingSettings) -> None:
+    # dropped paths are drawn anew for every batch
+    settings = replace(quick, frozen_statistics="yes", drop_path=0.0, batch=2)
+    TrainingRun(tmp_path / "one", replace(settings, batch=4)).train()
+    torch.multiprocessing.spawn(_one_of_two, (tmp_path, settings), nprocs=2)
+    curves = []
+    for name in ("one", "two"):
+        with (tmp_path / name / "train.csv").open() as file:
+            curves.append([row for row in csv.DictReader(file)])
+    assert [row["step"] for row in curves[0]] == [row["step"] for row in curves[1]] == ["1", "2"]
+    for alone, shared in zip(*curves, strict=True):
+        assert float(shared["loss"]) == pytest.approx(float(alone["loss"]), rel=1e-4)
+    one, two = (load_checkpoint(tmp_path / name / "last.pt")["objective"] for name in ("one", "two"))
+    for name, tensor in one.items():
+        if tensor.is_floating_point():
+            assert torch.allclose(tensor, two[name], atol=2e-4), name
+
+
+def _one_of_two_that_fail(rank: int, folder: Path, settings: TrainingSettings, failing: int, what: str) -> None:
+    torch.set_num_threads(1)
+    forward, fetch, losses, clips = (
+        ClipObjective.forward,
+        AvsBenchClips.__getitem__,
+        itertools.count(),
+        itertools.count(),
+    )
+
+    def spoilt(self: ClipObjective, batch: ClipBatch) -> tuple[torch.Tensor, dict[str, float]]:
+        loss, logged = forward(self, batch)
+        return (loss * math.nan if next(losses) == settings.accumulate else loss), logged
+
+    def damaged(self: AvsBenchClips, index: int) -> ClipExample:
+        if next(clips) == 2:  # the first of the second step
+            raise DataError("5.png: is damaged")
+        return fetch(self, index)
+
+    if rank == failing:
+        name, stand_in = {"loss": ("forward", spoilt), "file": ("__getitem__", damaged)}[what]
+        setattr(ClipObjective if what == "loss" else AvsBenchClips, name, stand_in)
+    try:
+        with process_group(init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2):
+            TrainingRun(folder / "two", settings).train()
+    except AvssegError as error:
+        (folder / f"{rank}.txt").write_text(f"{type(error).__name__}: {error}")
+    os._exit(0)
+
+
+@pytest.mark.parametrize(
+    ("what", "failing", "accumulate", "told"),
+    [
+        ("loss", 0, 1, "NonFiniteError: .*two: the loss is nan at step 1"),
+        ("loss", 1, 2, "NonFiniteError: .*two: the loss is nan at step 1"),
+        ("file", 1, 1, "DataError: 5.png: is damaged"),
+    ],
+)
+def test_what_ends_one_process_ends_both_and_leaves_the_best(
+    what: str, failing: int, accumulate: int, told: str, tmp_path: Path, quick: TrainingSettings
+) -> None:
+    settings = replace(quick, batch=2 // accumulate, accumulate=accumulate)
+    torch.multiprocessing.spawn(_one_of_two_that_fail, (tmp_path, settings, failing, what), nprocs=2)
+    assert re.match(told, (tmp_path / f"{failing}.txt").read_text())
+    other = (tmp_path / f"{1 - failing}.txt").read_text()
+    assert other.startswith("OtherProcessError: ")
+    assert other.endswith("two: another process of the run failed and tells why")
+    assert load_model(tmp_path / "two" / "best.safetensors")
+
+
+def test_two_processes_teach_the_encoders(tmp_path: Path, quick: TrainingSettings) -> None:
+    torch.multiprocessing.spawn(_one_of_two, (tmp_path, replace(quick, stage="encoders", batch=1)), nprocs=2)
+    with (tmp_path / "two" / "val.csv").open() as file:
+        assert [row["step"] for row in csv.DictReader(file)] == ["2", "4"]
+    assert load_model(tmp_path / "two" / "best.safetensors", allow_untrained=True)
