@@ -96,7 +96,12 @@ def test_ending_early_renders_no_further_clips(tmp_path: Path) -> None:
 def test_ctrl_c_ends_all_processes_without_a_word_of_python(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "avsseg", "data", "synth", str(tmp_path / "scenes"), "--clips", "40"]
     started = subprocess.Popen(
-        [*command, "--size", "32", "--jobs", "2"], stderr=subprocess.PIPE, text=True, start_new_session=True
+        [*command, "--size", "32", "--jobs", "2"],
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        # tests that run in the background of a script ignore it, and what they start would too
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     while not list(tmp_path.rglob("*.mp4")) and started.poll() is None:
         time.sleep(0.02)
