@@ -44,7 +44,6 @@ from avsseg.training.trainer import Trainer, TrainerSettings
 from avsseg.weights.store import load_model, save_model
 
 MODEL = "avs-mamba-tiny"
-BACKBONE_CHANNELS = (32, 64, 160, 320)
 FOREGROUND_WEIGHT = 2.5
 # dice finds the edge of a doubtful object, BCE keeps silent frames empty; with 3 few pixels passed a probability of 0.5
 BCE_WEIGHT = 1.5
@@ -181,7 +180,7 @@ def train(stage: str, options: argparse.Namespace) -> None:
             foreground_weight=FOREGROUND_WEIGHT,
             bce_weight=BCE_WEIGHT,
             silent_weight=SILENT_WEIGHT_MUTE if options.mute else SILENT_WEIGHT,
-            frozen_statistics=True,
+            frozen_statistics=("",),
         )
         # it has seen every recording often by now, and a sixth of a step would go into it
         joint.model.audio_encoder.requires_grad_(False)
@@ -198,7 +197,7 @@ def train(stage: str, options: argparse.Namespace) -> None:
     if options.start_from:
         model.load_state_dict(finished(options.start_from))
     encoder: nn.Module = (
-        VisualObjective(model.visual_backbone, BACKBONE_CHANNELS, clips.classes, FOREGROUND_WEIGHT)
+        VisualObjective(model.visual_backbone, model.channels, clips.classes, FOREGROUND_WEIGHT)
         if stage == "visual"
         else AudioObjective(model.audio_encoder, clips.classes)
     )

@@ -45,14 +45,17 @@ class Stages:
 
 
 class AvsMamba(nn.Module):
-    """The whole model; `config` decides every shape and which parts exist."""
+    """The whole model; `config` decides every shape and which parts exist.
+
+    `channels` are those of the backbone's four scales, finest first.
+    """
 
     def __init__(self, config: AvsMambaConfig) -> None:
         super().__init__()
         self.config = config
-        self.visual_backbone, channels = build_backbone(config.backbone, drop_path=config.drop_path)
+        self.visual_backbone, self.channels = build_backbone(config.backbone, drop_path=config.drop_path)
         self.audio_encoder = build_audio_encoder(config.audio_encoder)
-        self._build_fusion(config, channels)
+        self._build_fusion(config, self.channels)
 
     def _build_fusion(self, config: AvsMambaConfig, channels: Sequence[int]) -> None:
         self.audio_projection = nn.Linear(EMBEDDING_DIM, config.dim)

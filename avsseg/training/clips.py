@@ -20,7 +20,7 @@ from avsseg.metrics.object import StrictObjectMetrics, frame_scores
 from avsseg.metrics.semantic import SemanticMetrics
 from avsseg.model.avs_mamba import AvsMamba, Stages, normalise
 from avsseg.training.losses import UNKNOWN, mask_loss, semantic_loss
-from avsseg.training.objectives import iou_and_silent_area, keep_statistics
+from avsseg.training.objectives import ModelObjective, hearing_loss, iou_and_silent_area
 from avsseg.training.trainer import Validation
 
 ClipBatch = dict[str, "Tensor | list[str]"]
@@ -128,11 +128,10 @@ def prepare_worker(_: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-class ClipObjective(nn.Module):
+class ClipObjective(ModelObjective):
     """The loss of AVSBench clips: dice and BCE for one class, cross-entropy and dice for several.
 
     Annotated frames are weighted alike over all processes, so two of them equal one with the doubled batch.
-    `frozen_statistics` names the parts of the model whose batch normalisation stays as it is; "" is the whole model.
     With `class_weight` two light tasks keep the model's `heard_classes` apart in what is seen and heard: the embedding
     of a second tells which sound (`heard` of the batch), the mask feature that of a marked pixel where one alone does.
     """
@@ -149,22 +148,13 @@ class ClipObjective(nn.Module):
         mute: bool = False,
         binary: bool = False,
     ) -> None:
-        super().__init__()
-        self.model = model
+        super().__init__(model, frozen_statistics)
         self.binary = binary
         self.class_weight = class_weight if model.config.heard_classes else 0.0
         if self.class_weight:
             self.seen_head = nn.Conv2d(model.config.dim, model.config.heard_classes, 1)
         self.weights = {"dice_weight": dice_weight, "bce_weight": bce_weight, "layer_weight": layer_weight}
-        self.frozen_statistics = tuple(frozen_statistics)
         self.mute = mute
-
-    def train(self, mode: bool = True) -> ClipObjective:
-        """Batch normalisation keeps its statistics if they are frozen."""
-        super().train(mode)
-        for part in self.frozen_statistics:
-            keep_statistics(self.model.get_submodule(part))
-        return self
 
     def forward(self, batch: ClipBatch) -> tuple[Tensor, dict[str, float]]:
         device = next(self.model.parameters()).device
@@ -195,12 +185,10 @@ class ClipObjective(nn.Module):
         return loss * share, logged
 
     def _class_losses(self, stages: Stages, masks: Tensor, heard: Tensor) -> tuple[Tensor, dict[str, float]]:
-        """Of masks (B, T, h, w) and heard (B, T, K); seconds in which no listed class sounds may hold an unlisted."""
+        """Of masks (B, T, h, w) and heard (B, T, K)."""
         listed = heard.sum(-1)
         assert self.model.heard_head is not None
-        told = self.model.heard_head(stages.embedding).float()
-        each = F.binary_cross_entropy_with_logits(told, heard, reduction="none")
-        hearing = (each.mean(-1) * (listed > 0)).sum() / (listed > 0).sum().clamp(min=1)
+        hearing = hearing_loss(self.model.heard_head(stages.embedding).float(), heard)
         logits = self.seen_head(stages.mask_feature.flatten(0, 1)).float()
         marked = F.interpolate(masks.flatten(0, 1)[:, None].float(), size=logits.shape[-2:], mode="nearest")[:, 0] > 0
         labels = heard.argmax(-1).flatten()[:, None, None].where(marked, UNKNOWN)

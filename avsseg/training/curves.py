@@ -30,7 +30,7 @@ def draw_curves(folder: Path) -> Path:
         ("M_J", [("train batches", train, "M_J"), ("val", val, "M_J")]),
         ("M_F", [("val", val, "M_F")]),
     ]
-    if val and "M_J" not in val:  # of stage encoders
+    if "seen" in train and "M_J" not in train:  # of stage encoders
         panels[1:] = [(name, [("train batches", train, name), ("val", val, name)]) for name in ("seen", "heard")]
     figure = Figure(figsize=(12, 3.6), layout="constrained")
     for axes, (title, lines) in zip(figure.subplots(1, len(panels)), panels, strict=True):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -22,7 +22,7 @@ from avsseg.errors import DataError, printable
 from avsseg.model.avs_mamba import COARSEST_STRIDE, AvsMamba, normalise
 from avsseg.training.clips import ClipBatch, ClipOrder, batch_tensor, collate
 from avsseg.training.losses import UNKNOWN
-from avsseg.training.objectives import ClassMap, keep_statistics
+from avsseg.training.objectives import ClassMap, ModelObjective, hearing_loss
 from avsseg.training.trainer import Validation
 
 # a step and process; a clip's sound costs as much as some fifteen
@@ -80,7 +80,7 @@ def encoder_batches(
         }
 
 
-class EncoderObjective(nn.Module):
+class EncoderObjective(ModelObjective):
     """Cross-entropy of the class of what sounds, in the pixels of crops around it, and of what sounds in each second.
 
     Takes the batches of `encoder_batches`. Crops have half the side of their frame; in training they are turned by up
@@ -90,25 +90,12 @@ class EncoderObjective(nn.Module):
     def __init__(
         self, model: AvsMamba, *, resize: float = 1.0, rotate: float = 0.0, frozen_statistics: Sequence[str] = ()
     ) -> None:
-        super().__init__()
-        self.model = model
+        super().__init__(model, frozen_statistics)
         self.resize, self.rotate = resize, rotate
-        self.frozen_statistics = tuple(frozen_statistics)
-        channels = tuple(cast(nn.Conv2d, projection[0]).in_channels for projection in model.visual_projections)  # type: ignore[index]
-        self.class_map = ClassMap(channels, model.config.heard_classes)
-
-    def train(self, mode: bool = True) -> EncoderObjective:
-        """Batch normalisation keeps its statistics if they are frozen."""
-        super().train(mode)
-        for part in self.frozen_statistics:
-            keep_statistics(self.model.get_submodule(part))
-        return self
+        self.class_map = ClassMap(model.channels, model.config.heard_classes)
 
     def forward(self, batch: ClipBatch) -> tuple[Tensor, dict[str, float]]:
         told, heard = self._told(batch)
-        listed = heard.any(-1)
-        each = F.binary_cross_entropy_with_logits(told, heard, reduction="none").mean(-1)
-        hearing = (each * listed).sum() / listed.sum().clamp(min=1)
         logits, marked, classes = self._seen(batch)
         labels = classes[:, None, None].where(marked, UNKNOWN)
         pixels = F.cross_entropy(logits, labels, ignore_index=UNKNOWN, reduction="none").sum((1, 2))
@@ -117,7 +104,7 @@ class EncoderObjective(nn.Module):
         exact = _exact(told, heard)
         right = _votes_right(logits, marked, classes)
         logged = {name: float(part.float().mean()) for name, part in (("seen", right), ("heard", exact))}
-        return seeing + hearing, logged
+        return seeing + hearing_loss(told, heard), logged
 
     @torch.no_grad()
     def right_seen(self, batch: ClipBatch) -> Tensor:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +20,7 @@ from avsseg.model.vggish import EMBEDDING_DIM
 from avsseg.training.losses import UNKNOWN, mask_loss
 
 Batch = dict[str, Tensor]
+Objective = TypeVar("Objective", bound="ModelObjective")
 
 
 def class_loss(logits: Tensor, labels: Tensor, foreground_weight: float, weight: Tensor | None = None) -> Tensor:
@@ -36,11 +38,35 @@ def class_loss(logits: Tensor, labels: Tensor, foreground_weight: float, weight:
     return each.sum() / counted.sum().clamp(min=1)
 
 
-def keep_statistics(model: nn.Module) -> None:
-    """Batch normalisation works with the statistics that it has, and leaves them as they are."""
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.eval()
+def hearing_loss(told: Tensor, heard: Tensor) -> Tensor:
+    """Binary cross-entropy of logits (..., K) of what sounds in each second against heard (..., K) of 0 and 1.
+
+    Seconds in which no listed class sounds may hold an unlisted one, and are left out.
+    """
+    listed = heard.any(-1)
+    each = F.binary_cross_entropy_with_logits(told, heard, reduction="none").mean(-1)
+    return (each * listed).sum() / listed.sum().clamp(min=1)
+
+
+class ModelObjective(nn.Module):
+    """A loss of the whole `model` or of parts of it.
+
+    `frozen_statistics` names the parts whose batch normalisation stays as it is; "" is the whole model.
+    """
+
+    def __init__(self, model: AvsMamba, frozen_statistics: Sequence[str] = ()) -> None:
+        super().__init__()
+        self.model = model
+        self.frozen_statistics = tuple(frozen_statistics)
+
+    def train(self: Objective, mode: bool = True) -> Objective:
+        """Batch normalisation keeps its statistics where they are frozen: a few clips are no sample of all pictures."""
+        super().train(mode)
+        for part in self.frozen_statistics:
+            for module in self.model.get_submodule(part).modules():
+                if isinstance(module, nn.BatchNorm2d):
+                    module.eval()
+        return self
 
 
 class ClassMap(nn.Module):
@@ -108,7 +134,7 @@ class AudioObjective(nn.Module):
         return F.binary_cross_entropy_with_logits(logits, heard), {"exact": float(exact)}
 
 
-class JointObjective(nn.Module):
+class JointObjective(ModelObjective):
     """The masks of clips, with two light auxiliary tasks that keep the classes in both modalities' features.
 
     Batches: frames (P, T, H, W, 3) uint8, labels (P, T, H, W) uint8, weight (P,), and for each of V sounds to a clip:
@@ -127,23 +153,14 @@ class JointObjective(nn.Module):
         foreground_weight: float,
         bce_weight: float = 3.0,
         silent_weight: float = 1.0,
-        frozen_statistics: bool = False,
+        frozen_statistics: Sequence[str] = (),
     ) -> None:
-        super().__init__()
-        self.model = model
+        super().__init__(model, frozen_statistics)
         self.bce_weight = bce_weight
         self.silent_weight = silent_weight
         self.class_head = nn.Conv2d(model.config.dim, seen, 1)
         self.audio_head = nn.Linear(EMBEDDING_DIM, heard)
         self.foreground_weight = foreground_weight
-        self.frozen_statistics = frozen_statistics
-
-    def train(self, mode: bool = True) -> JointObjective:
-        """Batch normalisation keeps the encoders' statistics if asked: a few clips are no sample of all pictures."""
-        super().train(mode)
-        if self.frozen_statistics:
-            keep_statistics(self.model)
-        return self
 
     def forward(self, batch: Batch) -> tuple[Tensor, dict[str, float]]:
         model, variants = self.model, batch["log_mel"].shape[1]

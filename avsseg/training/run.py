@@ -34,6 +34,7 @@ from avsseg.training.checkpoints import load_checkpoint
 from avsseg.training.clips import ClipObjective, ClipOrder, clip_batches, validation
 from avsseg.training.curves import draw_curves
 from avsseg.training.encoders import EncoderObjective, encoder_batches, encoder_validation, sounding_frames
+from avsseg.training.objectives import ModelObjective
 from avsseg.training.run_log import LOGS
 from avsseg.training.settings import TrainingSettings, write_toml
 from avsseg.training.trainer import Interrupted, NonFiniteError, Progress, Trainer, TrainerSettings
@@ -55,7 +56,7 @@ WRITTEN = ("best.pt", "best.safetensors", "last.safetensors", "curves.png", *LOG
 DEFAULT_VALIDATE_MINUTES = 6.0
 
 
-def _objective(model: AvsMamba, settings: TrainingSettings) -> EncoderObjective | ClipObjective:
+def _objective(model: AvsMamba, settings: TrainingSettings) -> ModelObjective:
     frozen = frozen_statistics(settings)
     if settings.stage == "encoders":
         change = {"resize": settings.resize, "rotate": settings.rotate} if settings.augment else {}
@@ -75,7 +76,7 @@ def _objective(model: AvsMamba, settings: TrainingSettings) -> EncoderObjective 
 def build_model(settings: TrainingSettings, *, heard: Sequence[str] = ()) -> AvsMamba:
     """The model that a run begins with: random, with pretrained encoders, or from a checkpoint where it fits.
 
-    It tells the classes `heard` apart by their sound, whatever the checkpoint told: training would spoil that.
+    It tells the classes `heard` apart by their sound, and starts that anew if the checkpoint told others.
     Raises UsageError for a VGGish that would stay random, and WeightsError for weights that cannot be had.
     """
     if settings.start_from:
@@ -285,8 +286,8 @@ class TrainingRun:
         longer a number, OutputError when the disk refuses, DataError or MediaError for a damaged file.
         """
         order = self._order(first=self.trainer.step * self.settings.accumulate)
-        # of two sounds a muted model hears neither: which of them a picture is to be marked for would be chance
         encoders = self.settings.stage == "encoders"
+        # of two sounds a muted model hears neither: which of them a picture is to be marked for would be chance
         pair = 0.0 if self.settings.mute or encoders else self.settings.pair
         batches = clip_batches(self.clips, order, self.settings.workers, pair=pair)
         if encoders:
@@ -353,7 +354,7 @@ def export(
 ) -> None:
     """The averaged model of a checkpoint as a file that `--model` takes; `heard` names its classes of sound."""
     state = load_checkpoint(checkpoint)
-    assert isinstance(trainer.average, (ClipObjective, EncoderObjective))
+    assert isinstance(trainer.average, ModelObjective)
     model = AvsMamba(trainer.average.model.config)
     prefix = "model."
     model.load_state_dict({k.removeprefix(prefix): v for k, v in state["average"].items() if k.startswith(prefix)})

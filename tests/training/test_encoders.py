@@ -17,7 +17,7 @@ from avsseg.data.augment import Augmentation
 from avsseg.data.avsbench import AvsBenchClips
 from avsseg.errors import DataError, UsageError, WeightsError
 from avsseg.model.avs_mamba import AvsMamba, normalise
-from avsseg.model.config import AvsMambaConfig
+from avsseg.model.config import preset
 from avsseg.training.checkpoints import load_checkpoint
 from avsseg.training.clips import ClipBatch, ClipOrder, batch_tensor, clip_batches
 from avsseg.training.encoders import (
@@ -33,10 +33,6 @@ from avsseg.training.run import TrainingRun, build_model
 from avsseg.training.settings import TrainingSettings
 from avsseg.training.trainer import Interrupted, Progress
 from avsseg.weights.store import load_model
-
-NARROW = AvsMambaConfig(
-    backbone="resnet18_slim", audio_encoder="compact", dim=32, state_size=2, head_hidden=8, head_channels=(8, 4)
-)
 
 
 def a_frame() -> tuple[torch.Tensor, torch.Tensor]:
@@ -76,9 +72,48 @@ def test_truth_stays_on_what_is_seen_through_every_change() -> None:
     assert middle.max() >= 25
 
 
+def drawn_crops(change: Change) -> torch.Tensor:
+    """What is marked in 200 crops of the same frame, (200, 32, 32) bool."""
+    torch.manual_seed(0)
+    frames, marked = a_frame()
+    return sounding_crops(frames.expand(200, -1, -1, -1), marked.expand(200, -1, -1), 32, change)[1]
+
+
+def test_a_turn_alone_keeps_size_and_place() -> None:
+    seen = drawn_crops(Change(rotate=180))
+    area = seen.flatten(1).sum(1)
+    assert area.min() > 80  # of 96
+    assert area.max() < 112
+    places = seen.nonzero()[:, 1:].float()
+    torch.testing.assert_close(places.mean(0), torch.full((2,), 15.5), atol=0.1, rtol=0)
+    height = seen.any(2).sum(1)
+    assert height.min() <= 8
+    assert height.max() >= 13  # the diagonal of 8 x 12 is 14.4
+
+
+def test_a_shift_alone_moves_by_up_to_its_share_of_the_side() -> None:
+    seen = drawn_crops(Change(shift=0.25))
+    assert (seen.flatten(1).sum(1) == 96).all()
+    moved = torch.stack([one.nonzero().float().mean(0) - 15.5 for one in seen])
+    assert moved.abs().max() <= 8.5
+    assert (moved.min(0).values < -6.5).all()
+    assert (moved.max(0).values > 6.5).all()
+
+
+def test_half_of_the_crops_are_mirrored() -> None:
+    torch.manual_seed(0)
+    frames, marked = a_frame()
+    marked[0, 20:24, 28:34] = False  # without this corner it is another than its mirror image
+    _, seen = sounding_crops(frames.expand(200, -1, -1, -1), marked.expand(200, -1, -1), 32, Change(flip=True))
+    shapes = {one.numpy().tobytes() for one in seen}
+    assert len(shapes) == 2
+    mirrored = (seen == seen[:1]).flatten(1).all(1).float().mean()
+    assert 0.35 < mirrored < 0.65
+
+
 def told_apart(clips: AvsBenchClips) -> EncoderObjective:
     torch.manual_seed(0)
-    return EncoderObjective(AvsMamba(replace(NARROW, heard_classes=len(clips.sound_classes))))
+    return EncoderObjective(AvsMamba(preset("avs-mamba-tiny", heard_classes=len(clips.sound_classes))))
 
 
 def test_frames_in_which_one_class_alone_sounds_and_is_seen_are_learned_from(scenes: Path) -> None:
@@ -158,6 +193,16 @@ def test_losses_are_of_marked_pixels_and_of_seconds_in_which_something_listed_so
     loss.backward()  # every process of a run has gradients, whatever its batch
     parts = objective.model.visual_backbone, objective.model.audio_encoder, objective.class_map
     assert all(parameter.grad is not None for part in parts for parameter in part.parameters())
+
+
+def test_crops_change_in_training_alone(scenes: Path) -> None:
+    clips = AvsBenchClips(scenes, "ms3", "train", size=64, list_sounds=True)
+    objective = told_apart(clips)
+    batch = sounding_frames(clips)._asdict()
+    still = [objective.eval()._seen(batch)[1] for _ in range(2)]
+    changed = [objective.train()._seen(batch)[1] for _ in range(2)]
+    assert torch.equal(still[0], still[1])
+    assert not torch.equal(changed[0], changed[1])
 
 
 def test_validation_counts_what_is_told_right(scenes: Path) -> None:
