@@ -1,8 +1,8 @@
 """The stage before the masks: both encoders learn the classes of what sounds, where no pretrained ones exist.
 
 The backbone sees crops around what sounds, the audio encoder single seconds. Most of a frame says nothing about the
-class, and the rest of the model costs several times as much as the encoders: from whole frames the same shapes take
-many times as long to be learned (figures in benchmarks/RESULTS.md).
+class, and the rest of the model costs several times as much as the encoders: in a run of the whole model the sounds
+were told apart after ten minutes and the shapes were not (benchmarks/RESULTS.md).
 """
 
 from __future__ import annotations
