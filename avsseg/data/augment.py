@@ -32,6 +32,8 @@ class Augmentation:
         brightness: largest shift, of 255.
         contrast, saturation: ranges of the factors, about mid-grey and about the pixel's own grey.
         hue: largest turn, in degrees.
+        recolour: probability that red, green and blue change places, each with a gain and a shift of its own; of
+            these pictures a third become their negative.
         rotate: largest turn of the picture, in degrees, about its middle; the rest is black, with truth 0.
         gain_db: largest change of the sound's level in either direction, even in dB.
         noise_db: level of the white noise that is added, in dB of full scale (RMS), such as -40; None adds none.
@@ -47,6 +49,7 @@ class Augmentation:
     contrast: tuple[float, float] = (0.5, 1.5)
     saturation: tuple[float, float] = (0.5, 1.5)
     hue: float = 18.0
+    recolour: float = 0.0
     rotate: float = 0.0
     gain_db: float = 0.0
     noise_db: float | None = None
@@ -54,7 +57,7 @@ class Augmentation:
     mix_db: float = -15.0
 
     def __post_init__(self) -> None:
-        for name in ("flip", "photometric", "mix"):
+        for name in ("flip", "photometric", "recolour", "mix"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UsageError(f"augmentation: {name} is {getattr(self, name)}, a probability is 0 to 1")
         for name in ("resize", "contrast", "saturation"):
@@ -143,9 +146,9 @@ def _draw_colours(augmentation: Augmentation, rng: np.random.Generator) -> tuple
     contrast = rng.uniform(*augmentation.contrast)
     saturation = rng.uniform(*augmentation.saturation)
     turn = np.deg2rad(rng.uniform(-augmentation.hue, augmentation.hue))
-    matrix, offset = np.eye(3), 0.0
+    matrix, offset = np.eye(3), np.zeros(3)
     if chosen[0]:
-        offset = shift
+        offset += shift
     if chosen[1]:
         matrix, offset = matrix * contrast, (offset - 127.5) * contrast + 127.5
     if chosen[2]:
@@ -154,10 +157,24 @@ def _draw_colours(augmentation: Augmentation, rng: np.random.Generator) -> tuple
         cosine, sine = np.cos(turn), np.sin(turn)
         turned = np.array([[1, 0, 0], [0, cosine, -sine], [0, sine, cosine]])
         matrix = np.linalg.inv(_TO_YIQ) @ turned @ _TO_YIQ @ matrix
-    if not chosen.any():
-        return None
     # grey stays grey under the last two, so the shift passes them unchanged
-    return tuple(np.column_stack([matrix, np.full(3, offset)]).ravel().tolist())
+    recoloured = bool(augmentation.recolour) and rng.uniform() < augmentation.recolour
+    if recoloured:
+        matrix, offset = _recolour(matrix, offset, rng)
+    if not chosen.any() and not recoloured:
+        return None
+    return tuple(np.column_stack([matrix, offset]).ravel().tolist())
+
+
+def _recolour(
+    matrix: NDArray[np.float64], offset: NDArray[np.float64], rng: np.random.Generator
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """The weights (3, 3) and shifts (3,) after another set of colours is drawn for what they give."""
+    places = rng.permutation(3)
+    gain = np.exp(rng.uniform(-0.4, 0.4, 3))
+    matrix = matrix[places] * gain[:, None]
+    offset = (offset[places] - 127.5) * gain + 127.5 + rng.uniform(-30, 30, 3)
+    return (-matrix, 255 - offset) if rng.uniform() < 1 / 3 else (matrix, offset)
 
 
 def _look(

@@ -140,6 +140,22 @@ class AvsBenchClips(Dataset[ClipExample]):
         heard = self._heard(self._listing.get(files.name))
         return torch.from_numpy(frames[:shared]), torch.from_numpy(masks[:shared]), heard[:shared]
 
+    def sounding_of_nothing_in(self, index: int, rng: np.random.Generator) -> int | None:
+        """Another clip with sounds of listed classes alone that the clip `index` never shows; None if none is found.
+
+        The first from a place that `rng` draws. Needs `list_sounds`.
+        """
+        shown = self._listing.get(self.clips[index].name)
+        if shown is None:
+            return None
+        first = int(rng.integers(len(self.clips)))
+        for step in range(len(self.clips)):
+            candidate = (first + step) % len(self.clips)
+            listed = self._listing.get(self.clips[candidate].name)
+            if candidate != index and listed is not None and listed.heard and not listed.heard & shown.visible:
+                return candidate
+        return None
+
     def _heard(self, clip: ListedClip | None) -> Tensor:
         heard = torch.zeros(self.seconds, len(self.sound_classes))
         for t, classes in enumerate(clip.sounding if clip is not None else ()):

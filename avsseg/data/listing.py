@@ -65,8 +65,8 @@ def _listed(entry: dict[str, Any], classes: Collection[str]) -> ListedClip:
 
 
 def _classes(things: Collection[str], classes: Collection[str]) -> frozenset[str]:
-    # rendered scenes number the things of a class: "star 0" and "star 1"
-    return frozenset(thing if thing in classes else re.sub(r" \d+$", "", thing) for thing in things)
+    # rendered scenes tell the things of a class apart: "star 0", "star 1" and "star off-screen"
+    return frozenset(thing if thing in classes else re.sub(r" (\d+|off-screen)$", "", thing) for thing in things)
 
 
 def rendered_families(clip: ListedClip) -> set[int]:

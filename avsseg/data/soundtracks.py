@@ -1,7 +1,8 @@
 """Training clips with two soundtracks each, where the truth of both is known without any label.
 
-A clip in silence has an empty truth. Two clips that share a picture, half of it each, have the truth of either for
-either sound and that of both for the mixture: what is seen is the same, so only the sound can decide.
+A clip in silence, in noise or with the sound of nothing that it shows has an empty truth. Two clips that share a
+picture, half of it each, have the truth of either for either sound and that of both for the mixture: what is seen is
+the same, so only the sound can decide.
 """
 
 from __future__ import annotations
@@ -13,12 +14,16 @@ import torch
 from torch import Tensor
 
 from avsseg.data.avsbench import ClipExample
-from avsseg.media.audio import SILENT_LOG_MEL, log_mel_examples
+from avsseg.media.audio import SAMPLE_RATE_HZ, SILENT_LOG_MEL, log_mel_examples
 
 Heard = Literal["first", "second", "both", "nothing"]
+Wrong = Literal["silence", "noise", "absent"]
 # the two sounds that only listening tells apart are to meet most often
 SHARES: dict[Heard, float] = {"first": 0.35, "second": 0.35, "both": 0.2, "nothing": 0.1}
 SOUNDTRACKS = 2
+# of a clip alone; a model that has never met them takes noise and other things' sounds for those of what it sees
+WRONG: dict[Wrong, float] = {"silence": 0.3, "noise": 0.15, "absent": 0.55}
+NOISE_DB = (-45.0, -10.0)  # RMS, of full scale
 
 
 class _Soundtrack(NamedTuple):
@@ -27,13 +32,25 @@ class _Soundtrack(NamedTuple):
     heard: Tensor
 
 
-def heard_and_silent(clip: ClipExample) -> ClipExample:
-    """The clip as it is and in silence: log_mel (2, T, 1, 96, 64) and masks (2, T, h, w), those of silence all 0.
+def heard_and_wrong(clip: ClipExample, absent: ClipExample | None, rng: np.random.Generator) -> ClipExample:
+    """The clip with its own sound and with one that nothing in its picture makes, drawn by `WRONG`.
 
-    `heard` becomes (2, T, K) here and in `side_by_side`.
+    `absent` is a clip that sounds of nothing that this one shows, None where none is known; it is as long. log_mel
+    becomes (2, T, 1, 96, 64) and masks (2, T, h, w), the second's all 0; `heard` (2, T, K), here and in `side_by_side`.
     """
-    silence = _Soundtrack(_silence(clip), torch.zeros_like(clip.masks), torch.zeros_like(clip.heard))
-    return _with_soundtracks(clip, [_Soundtrack(clip.log_mel, clip.masks, clip.heard), silence])
+    names = [name for name in WRONG if name != "absent" or absent is not None]
+    shares = np.array([WRONG[name] for name in names])
+    kind = names[int(rng.choice(len(names), p=shares / shares.sum()))]
+    log_mel, heard = _silence(clip), torch.zeros_like(clip.heard)
+    if kind == "absent" and absent is not None:
+        log_mel, heard = absent.log_mel, absent.heard
+    elif kind == "noise":
+        seconds = len(clip.log_mel)
+        level = np.float32(10 ** (rng.uniform(*NOISE_DB) / 20))
+        noise = torch.from_numpy(rng.standard_normal(seconds * SAMPLE_RATE_HZ, np.float32) * level).clamp(-1, 1)
+        log_mel = log_mel_examples(noise, [float(t) for t in range(seconds)])
+    wrong = _Soundtrack(log_mel, torch.zeros_like(clip.masks), heard)
+    return _with_soundtracks(clip, [_Soundtrack(clip.log_mel, clip.masks, clip.heard), wrong])
 
 
 def side_by_side(first: ClipExample, second: ClipExample, rng: np.random.Generator) -> ClipExample:

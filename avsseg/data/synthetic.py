@@ -108,22 +108,37 @@ def sounding_seconds(description: SceneDescription, events: Sequence[SoundEvent]
     covered = np.zeros((len(description.objects), description.seconds), np.int64)
     for event in events:
         if event.object_index != NOBODY:
-            for t in range(description.seconds):
-                begin, end = max(event.start, t * SAMPLE_RATE), min(event.stop, (t + 1) * SAMPLE_RATE)
-                covered[event.object_index, t] += max(0, end - begin)
+            covered[event.object_index] += _covered(event, description.seconds)
     return covered >= SOUNDING_SAMPLES
+
+
+def off_screen_seconds(events: Sequence[SoundEvent], seconds: int) -> NDArray[np.bool_]:
+    """(K, T): whether a voice of class k that belongs to nothing visible sounds in second t."""
+    covered = np.zeros((len(CLASSES), seconds), np.int64)
+    for event in events:
+        if event.object_index == NOBODY:
+            covered[event.timbre.family] += _covered(event, seconds)
+    return covered >= SOUNDING_SAMPLES
+
+
+def _covered(event: SoundEvent, seconds: int) -> NDArray[np.int64]:
+    """(T,): how many samples of each second the event covers."""
+    begin = np.arange(seconds) * SAMPLE_RATE
+    covered = np.minimum(event.stop, begin + SAMPLE_RATE) - np.maximum(event.start, begin)
+    return covered.clip(min=0)
 
 
 def draw_events(
     description: SceneDescription, settings: SceneSettings | None = None, *, variant: int = 0
 ) -> tuple[SoundEvent, ...]:
-    """Who sounds when, by one of the settings' sound modes."""
+    """Who sounds when, by one of the settings' sound modes; an off-screen voice is of a class that nobody is of."""
     settings = settings or SceneSettings()
     rng = generator(description.split, description.seed, 2 + 2 * variant)
     names = list(settings.sound_modes)
     weights = np.array([settings.sound_modes[name] for name in names])
     mode = names[int(rng.choice(len(names), p=weights / weights.sum()))]
-    voices = [thing.timbre for thing in description.objects]
+    voices = [thing.timbre for thing in description.objects if not thing.silent]
+    visible = len(voices)
     active = _activity(rng, mode, len(voices), description.seconds)
     if mode == "off-screen" or (mode in ("turns", "independent") and rng.uniform() < 0.2):
         present = {thing.class_index for thing in description.objects}
@@ -132,7 +147,7 @@ def draw_events(
         active = np.concatenate([active, _interval(rng, description.seconds)[None]])
     events: list[SoundEvent] = []
     for index, (voice, row) in enumerate(zip(voices, active, strict=True)):
-        owner = index if index < len(description.objects) else NOBODY
+        owner = index if index < visible else NOBODY
         events += [SoundEvent(owner, voice, *_edges(rng, *run)) for run in _runs(row)]
     return tuple(events)
 

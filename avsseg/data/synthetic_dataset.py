@@ -23,7 +23,15 @@ from avsseg.data.layout_writer import (
     write_listing,
     write_table,
 )
-from avsseg.data.synthetic import SoundEvent, draw_events, mix, render_pictures, sounding_masks, sounding_seconds
+from avsseg.data.synthetic import (
+    SoundEvent,
+    draw_events,
+    mix,
+    off_screen_seconds,
+    render_pictures,
+    sounding_masks,
+    sounding_seconds,
+)
 from avsseg.data.synthetic_draws import Split
 from avsseg.data.synthetic_scene import SceneDescription, ScenePainter, SceneSettings, draw_scene
 from avsseg.data.synthetic_shapes import CLASSES
@@ -31,7 +39,8 @@ from avsseg.data.synthetic_sound import SAMPLE_RATE
 from avsseg.errors import UsageError, printable
 from avsseg.writers.base import output_errors
 
-SINGLE_SOURCE = SceneSettings(objects=(2, 4), entrances=0.0, sound_modes={"single": 1.0})
+SCENES = SceneSettings(look_alikes=0.35)
+SINGLE_SOURCE = replace(SCENES, objects=(2, 4), entrances=0.0, sound_modes={"single": 1.0})
 
 
 @dataclass(frozen=True)
@@ -141,18 +150,20 @@ def _write_one(context: tuple[Path, SynthSettings], split: Split, seed: int) -> 
     _encode(video, clip.description, clip.waveform, settings.height, width, settings.frame_rate)
     # two objects of one class are two things
     names = [f"{CLASSES[thing.class_index].name} {k}" for k, thing in enumerate(clip.description.objects)]
+    voices = np.concatenate([sounding, off_screen_seconds(clip.events, settings.seconds)])
+    voice_names = [*names, *(f"{family.name} off-screen" for family in CLASSES)]
     return {
         "name": clip.name,
         "split": split,
         "seed": seed,
         "category": clip.category,
         "visible": [[name for k, name in enumerate(names) if (picture == k).any()] for picture in owner],
-        "sounding": [[name for k, name in enumerate(names) if sounding[k, t]] for t in range(settings.seconds)],
+        "sounding": [[voice_names[k] for k in np.flatnonzero(second)] for second in voices.T],
     }
 
 
 def _draw_clip(settings: SynthSettings, split: Split, seed: int) -> _Clip:
-    scenes = SINGLE_SOURCE if settings.subset == "s4" else SceneSettings()
+    scenes = SINGLE_SOURCE if settings.subset == "s4" else SCENES
     description = draw_scene(seed, split=split, seconds=settings.seconds, settings=scenes)
     events = draw_events(description, scenes)
     if settings.subset == "s4" and split == "train":

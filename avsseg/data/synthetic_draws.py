@@ -17,6 +17,7 @@ Split = Literal["train", "val", "test", "example"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test", "example")
 HELD_OUT_CELLS = (2, 5, 8)
 CELLS = 10
+LOOK_ALIKE = 2_000_000
 
 Choice = TypeVar("Choice")
 
@@ -30,7 +31,7 @@ def generator(split: Split, seed: int, purpose: int = 0) -> np.random.Generator:
     """The random generator of one thing about one scene.
 
     `purpose`: 0 the objects, 1 the background, 2 + 2 v who sounds and 3 + 2 v the mix in variant v (up to 498),
-    1000 + t the noise of the picture at t milliseconds.
+    1000 + t the noise of the picture at t milliseconds, LOOK_ALIKE the silent object that is dressed as another.
     """
     return np.random.default_rng([SPLITS.index(split), seed, purpose])
 

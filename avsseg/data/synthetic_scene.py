@@ -6,19 +6,21 @@ World coordinates: y down, -1..1 over the picture's height; x to the right, -asp
 from __future__ import annotations
 
 import io
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from avsseg.data.synthetic_draws import Split, generator, pick
+from avsseg.data.synthetic_draws import LOOK_ALIKE, Split, generator, pick
 from avsseg.data.synthetic_shapes import CLASSES, Parameters, Plane, Texture, draw_texture
 from avsseg.data.synthetic_sound import Timbre, draw_timbre
 
 NOBODY = -1
 WORLD_MARGIN = 1.5
 ASPECTS = (1.0, 4 / 3, 16 / 9)
+MOST_BESIDE_A_LOOK_ALIKE = 3
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,7 @@ class Motion:
 
 @dataclass(frozen=True)
 class SceneObject:
-    """One visible object; its class decides its shape family and the family of its voice."""
+    """One visible object; its class decides its shape family and the family of its voice, unless it is `silent`."""
 
     class_index: int
     parameters: Parameters
@@ -60,6 +62,7 @@ class SceneObject:
     stretch: float
     motion: Motion
     timbre: Timbre
+    silent: bool = False
 
 
 @dataclass(frozen=True)
@@ -91,12 +94,17 @@ class Photometry:
 
 @dataclass(frozen=True)
 class SceneSettings:
-    """Ranges of the scenes. Sound modes are weights of how the sources of a clip are chosen."""
+    """Ranges of the scenes. Sound modes are weights of how the sources of a clip are chosen.
+
+    `look_alikes` is the share of scenes, of those with room, in which one more object wears the texture and the
+    colours of another and never sounds.
+    """
 
     objects: tuple[int, int] = (1, 4)
     clutter: tuple[int, int] = (3, 9)
     radius: tuple[float, float] = (0.32, 0.52)
     entrances: float = 0.25
+    look_alikes: float = 0.0
     sound_modes: dict[str, float] = field(
         default_factory=lambda: {
             "single": 0.25,
@@ -111,7 +119,7 @@ class SceneSettings:
 
 @dataclass(frozen=True)
 class SceneDescription:
-    """Everything that the pictures of a scene depend on."""
+    """Everything that the pictures of a scene depend on; silent objects stand behind all others in `objects`."""
 
     seed: int
     split: Split
@@ -132,7 +140,10 @@ def _ease(x: float) -> float:
 def draw_scene(
     seed: int, *, split: Split, seconds: int = 5, settings: SceneSettings | None = None, aspect: float | None = None
 ) -> SceneDescription:
-    """The scene of one seed; all its objects are of different classes."""
+    """The scene of one seed; all its objects are of different classes.
+
+    A look-alike changes nothing else about the scene.
+    """
     settings = settings or SceneSettings()
     rng = generator(split, seed)
     count = int(rng.integers(settings.objects[0], settings.objects[1] + 1))
@@ -147,6 +158,10 @@ def draw_scene(
         _draw_object(rng, split, int(c), float(r), a, seconds, settings, aspect, backdrop)
         for c, r, a in zip(classes, radii, anchors, strict=True)
     )
+    if settings.look_alikes and count <= MOST_BESIDE_A_LOOK_ALIKE:
+        dress = generator(split, seed, LOOK_ALIKE)
+        if dress.uniform() < settings.look_alikes:
+            objects += (_look_alike(dress, split, objects, anchors, seconds, settings, aspect, backdrop),)
     moving = rng.uniform() < 0.6
     camera = Camera(
         (float(rng.uniform(-0.18, 0.18)) * moving, float(rng.uniform(-0.12, 0.12)) * moving),
@@ -169,20 +184,48 @@ def _spread(rng: np.random.Generator, radii: NDArray[np.float64], aspect: float)
     """Anchors that keep the objects apart, the best of a few draws where there is little room."""
     anchors: list[tuple[float, float]] = []
     for index, radius in enumerate(radii):
-        best, best_gap = (0.0, 0.0), -np.inf
-        for _ in range(24):
-            x = float(rng.uniform(-1, 1) * max(0.0, aspect - 0.75 * radius))
-            y = float(rng.uniform(-1, 1) * max(0.0, 1 - 0.75 * radius))
-            gap = min(
-                (np.hypot(x - a[0], y - a[1]) - radius - r for a, r in zip(anchors, radii[:index], strict=True)),
-                default=1.0,
-            )
-            if gap > best_gap:
-                best, best_gap = (x, y), float(gap)
-            if gap > 0.05:
-                break
-        anchors.append(best)
+        anchors.append(_apart_from(rng, float(radius), anchors, radii[:index].tolist(), aspect))
     return anchors
+
+
+def _apart_from(
+    rng: np.random.Generator,
+    radius: float,
+    anchors: Sequence[tuple[float, float]],
+    radii: Sequence[float],
+    aspect: float,
+) -> tuple[float, float]:
+    best, best_gap = (0.0, 0.0), -np.inf
+    for _ in range(24):
+        x = float(rng.uniform(-1, 1) * max(0.0, aspect - 0.75 * radius))
+        y = float(rng.uniform(-1, 1) * max(0.0, 1 - 0.75 * radius))
+        gap = min(
+            (np.hypot(x - a[0], y - a[1]) - radius - r for a, r in zip(anchors, radii, strict=True)),
+            default=1.0,
+        )
+        if gap > best_gap:
+            best, best_gap = (x, y), float(gap)
+        if gap > 0.05:
+            break
+    return best
+
+
+def _look_alike(
+    rng: np.random.Generator,
+    split: Split,
+    objects: Sequence[SceneObject],
+    anchors: Sequence[tuple[float, float]],
+    seconds: int,
+    settings: SceneSettings,
+    aspect: float,
+    backdrop: tuple[float, float, float],
+) -> SceneObject:
+    """A silent object of a class of its own in the dress of another."""
+    twin = pick(rng, objects)
+    shape = pick(rng, sorted(set(range(len(CLASSES))) - {thing.class_index for thing in objects}))
+    anchor = _apart_from(rng, twin.radius, anchors, [thing.radius for thing in objects], aspect)
+    drawn = _draw_object(rng, split, shape, twin.radius, anchor, seconds, settings, aspect, backdrop)
+    return replace(drawn, texture=twin.texture, outline=twin.outline, silent=True)
 
 
 def _draw_object(

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from avsseg.data.avsbench import AvsBenchClips, ClipExample
-from avsseg.data.soundtracks import heard_and_silent, side_by_side
+from avsseg.data.soundtracks import heard_and_wrong, side_by_side
 from avsseg.errors import AvssegError
 from avsseg.media.audio import SILENT_LOG_MEL
 from avsseg.metrics.object import StrictObjectMetrics, frame_scores
@@ -76,7 +76,8 @@ class _ByEpoch(Dataset["ClipExample | AvssegError"]):
             others = len(self.clips) - 1
             if others and rng.uniform() < self.pair:
                 return side_by_side(clip, self.clips[(index + 1 + int(rng.integers(others))) % len(self.clips)], rng)
-            return heard_and_silent(clip)
+            absent = self.clips.sounding_of_nothing_in(index, rng)
+            return heard_and_wrong(clip, None if absent is None else self.clips[absent], rng)
         except AvssegError as error:
             return error
 

@@ -202,6 +202,7 @@ class TrainingRun:
                 mix=settings.audio_mix,
                 rotate=settings.rotate,
                 hue=settings.hue,
+                recolour=settings.recolour,
             )
         root = Path(settings.data)
         self.clips = AvsBenchClips(

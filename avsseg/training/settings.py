@@ -69,6 +69,7 @@ class TrainingSettings:
     resize: float = 2.0  # largest factor by which clips are made larger or smaller; 1: none
     rotate: float = 0.0  # largest turn, degrees
     hue: float = 18.0  # largest turn of the colours, degrees
+    recolour: float = 0.0  # probability of other colours altogether, for classes that colour says nothing about
     audio_gain_db: float = 0.0
     audio_noise_db: float = 0.0  # level of white noise in dB, such as -40; 0: none
     audio_mix: float = 0.0
@@ -116,8 +117,9 @@ class TrainingSettings:
             raise UsageError(f"ema_decay is {self.ema_decay}, must be at least 0 (no average) and below 1")
         if self.resize < 1:
             raise UsageError(f"resize is {self.resize}, must be 1 (none) or more")
-        if self.pair > 1:
-            raise UsageError(f"pair is {self.pair}, a probability is 0 to 1")
+        for name in ("pair", "recolour"):
+            if getattr(self, name) > 1:
+                raise UsageError(f"{name} is {getattr(self, name)}, a probability is 0 to 1")
         if self.epochs == 0 and self.minutes == 0:
             raise UsageError("the run would have no end: give epochs or minutes")
 

@@ -138,6 +138,27 @@ def photometric(colour: tuple[int, int, int], **strengths: Any) -> Any:
     return pictures[0, 0, 0].astype(int)
 
 
+def test_recoloured_pictures_keep_their_edges_and_lose_their_colours() -> None:
+    frame = Image.new("RGB", (8, 8), (60, 120, 180))
+    frame.paste((140, 110, 90), (4, 0, 8, 8))
+    augmentation = replace(NOTHING, recolour=1.0)
+    left, right = [], []
+    for seed in range(200):
+        pictures, _ = changed(augmentation, seed, [frame], [], (8, 8))
+        assert (pictures[0, :, :4] == pictures[0, 0, 0]).all()
+        assert (pictures[0, :, 4:] == pictures[0, 0, 7]).all()
+        left.append(pictures[0, 0, 0].astype(int))
+        right.append(pictures[0, 0, 7].astype(int))
+    # each channel is the brightest of the first half at times, and the halves change sides in the negative
+    assert {int(colour.argmax()) for colour in left} == {0, 1, 2}
+    steps = np.array(left) - np.array(right)  # of red -80, of green 10, of blue 90 before
+    falling = (np.abs(steps).min(1) > 3) & ((steps > 0).sum(1) == 1)
+    assert 0.2 <= falling.mean() <= 0.5  # two of three channels rise; in the negative they fall
+    untouched = [changed(replace(NOTHING, recolour=0.4), seed, [frame], [], (8, 8))[0][0] for seed in range(200)]
+    unchanged = sum(np.array_equal(picture, np.asarray(frame)) for picture in untouched)
+    assert 90 <= unchanged <= 150
+
+
 def test_each_photometric_change() -> None:
     colour = (200, 100, 50)
     assert photometric(colour).tolist() == list(colour)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -294,6 +296,38 @@ def test_the_sound_that_is_heard_is_the_augmented_one(tmp_path: Path, object_set
     example = AvsBenchClips(tmp_path, "ms3", "val", size=8, augmentation=Augmentation(noise_db=-20))[0]
     assert not torch.equal(example.log_mel, plain.log_mel)
     assert torch.equal(example.log_mel, log_mel_examples(example.waveform, [0.0, 1.0, 2.0, 3.0, 4.0]))
+
+
+def test_a_clip_whose_sounds_another_never_shows_is_found_by_the_listing(
+    tmp_path: Path, object_set: Callable[..., Path]
+) -> None:
+    object_set(tmp_path, "ms3", splits=("train",))
+    things = {
+        "dog": (["dog 0", "cat 1"], ["dog 0"]),
+        "cat": (["cat 0"], ["cat 0"]),
+        "bird": (["bird 0", "dog 1"], ["bird 0"]),
+        "mixed": (["cat 0"], ["cat 0", "bird off-screen"]),
+        "mute": (["bird 0"], []),
+    }
+    listing = {
+        "classes": ["dog", "cat", "bird"],
+        "clips": [
+            {"name": name, "visible": [seen] * 5, "sounding": [heard] * 5} for name, (seen, heard) in things.items()
+        ],
+    }
+    (tmp_path / "clips.json").write_text(json.dumps(listing))
+    clips = AvsBenchClips(tmp_path, "ms3", "train", size=16, list_sounds=True)
+    clips.clips = [replace(clips.clips[0], name=name) for name in things]
+    assert clips.sound_classes == ("bird", "cat", "dog")
+
+    def found(index: int) -> set[str]:
+        drawn = {clips.sounding_of_nothing_in(index, np.random.default_rng(seed)) for seed in range(40)}
+        return {"none" if k is None else list(things)[k] for k in drawn}
+
+    # a silent clip's sound is none, and its own a clip shows even where it comes from elsewhere
+    assert [found(index) for index in range(5)] == [{"bird"}, {"dog", "bird"}, {"cat"}, {"dog", "bird"}, {"dog", "cat"}]
+    unlisted = AvsBenchClips(tmp_path, "ms3", "train", size=16)
+    assert unlisted.sounding_of_nothing_in(0, np.random.default_rng(0)) is None
 
 
 def test_mixing_adds_another_clip_and_keeps_the_truth(

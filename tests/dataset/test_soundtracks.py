@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from avsseg.data.avsbench import ClipExample
-from avsseg.data.soundtracks import SHARES, heard_and_silent, side_by_side
+from avsseg.data.soundtracks import NOISE_DB, SHARES, WRONG, heard_and_wrong, side_by_side
 from avsseg.media.audio import SAMPLE_RATE_HZ, log_mel_examples
 
 SECONDS = 2
@@ -49,12 +49,46 @@ def sound_of(log_mel: Tensor, first: ClipExample, second: ClipExample) -> str:
     return next(name for name, sound in sounds.items() if torch.equal(sound, log_mel))
 
 
-def test_silence_has_no_truth() -> None:
-    one = clip("a", 10, 440.0)
-    both = heard_and_silent(one)
-    assert torch.equal(both.log_mel, torch.stack([one.log_mel, SILENCE]))
-    assert torch.equal(both.masks, torch.stack([one.masks, torch.zeros_like(one.masks)]))
-    assert torch.equal(both.frames, one.frames)
+def wrong_sounds(one: ClipExample, absent: ClipExample | None, count: int = 200) -> dict[str, list[Tensor]]:
+    """The second soundtracks of that many draws by what they are, after a look at all else."""
+    found: dict[str, list[Tensor]] = {"silence": [], "absent": [], "noise": []}
+    for seed in range(count):
+        both = heard_and_wrong(one, absent, np.random.default_rng(seed))
+        assert torch.equal(both.log_mel[0], one.log_mel)
+        assert torch.equal(both.masks, torch.stack([one.masks, torch.zeros_like(one.masks)]))
+        assert torch.equal(both.frames, one.frames)
+        assert torch.equal(both.heard[0], one.heard)
+        other = both.log_mel[1]
+        is_absent = absent is not None and torch.equal(other, absent.log_mel)
+        kind = "silence" if torch.equal(other, SILENCE) else "absent" if is_absent else "noise"
+        assert torch.equal(both.heard[1], absent.heard if is_absent and absent else torch.zeros_like(one.heard))
+        found[kind].append(other)
+    return found
+
+
+def test_silence_noise_and_what_is_not_there_have_no_truth() -> None:
+    one = clip("a", 10, 440.0)._replace(heard=torch.tensor([[1.0, 0], [1, 0]]))
+    other = clip("b", 90, 1300.0)._replace(heard=torch.tensor([[0, 1.0], [0, 1]]))
+    found = wrong_sounds(one, other)
+    for kind, share in WRONG.items():
+        assert len(found[kind]) == pytest.approx(200 * share, abs=25)
+    rng = np.random.default_rng(0)
+    quiet, loud = (
+        log_mel_examples(
+            torch.from_numpy(rng.standard_normal(SECONDS * SAMPLE_RATE_HZ, np.float32)) * 10 ** (d / 20), STARTS
+        )
+        for d in NOISE_DB
+    )
+    levels = [float(noise.mean()) for noise in found["noise"]]
+    assert float(quiet.mean()) - 0.1 < min(levels) < max(levels) < float(loud.mean()) + 0.1
+    # white: no band of its own
+    assert max(float(noise.mean((0, 1, 2)).diff().abs().max()) for noise in found["noise"]) < 1
+
+
+def test_where_nothing_is_known_to_be_absent_there_is_silence_and_noise() -> None:
+    found = wrong_sounds(clip("a", 10, 440.0), None, 60)
+    assert not found["absent"]
+    assert len(found["silence"]) > len(found["noise"]) > 5
 
 
 def test_every_half_is_marked_when_its_clip_is_heard_and_then_alone() -> None:
@@ -125,7 +159,6 @@ def test_a_half_is_cut_where_the_truth_is(left: int) -> None:
 def test_the_classes_heard_follow_the_soundtracks() -> None:
     ones, twos = torch.tensor([[1.0, 0], [0, 0]]), torch.tensor([[0, 1.0], [0, 1.0]])
     first, second = clip("a", 10, 440.0)._replace(heard=ones), clip("b", 90, 1300.0)._replace(heard=twos)
-    assert heard_and_silent(first).heard.tolist() == [ones.tolist(), [[0, 0], [0, 0]]]
     classes = {"first": ones, "second": twos, "both": ones + twos, "nothing": 0 * ones}
     for shared in drawn(first, second):
         names = [sound_of(log_mel, first, second) for log_mel in shared.log_mel]

@@ -13,6 +13,7 @@ from avsseg.data.synthetic import (
     SoundEvent,
     draw_events,
     mix,
+    off_screen_seconds,
     render_scene,
     sounding_masks,
     sounding_seconds,
@@ -89,6 +90,54 @@ def test_some_scenes_hold_sounds_of_classes_that_are_not_visible() -> None:
             else:
                 assert event.timbre.family == description.objects[event.object_index].class_index
     assert off_screen >= 3
+
+
+def test_a_look_alike_wears_the_dress_of_another_object_and_never_sounds() -> None:
+    plain, dressed = SceneSettings(), SceneSettings(look_alikes=1.0)
+    seen = 0
+    for seed in range(40):
+        without = draw_scene(seed, split="train", settings=plain)
+        description = draw_scene(seed, split="train", settings=dressed)
+        others = description.objects[: len(without.objects)]
+        assert others == without.objects
+        assert replace(description, objects=()) == replace(without, objects=())
+        if len(others) == 4:  # no room
+            assert description == without
+            continue
+        seen += 1
+        (double,) = description.objects[len(others) :]
+        assert double.silent
+        assert not any(thing.silent for thing in others)
+        assert double.class_index not in {thing.class_index for thing in others}
+        assert (double.texture, double.outline) in [(thing.texture, thing.outline) for thing in others]
+        for variant in range(4):
+            events = draw_events(description, dressed, variant=variant)
+            assert {event.object_index for event in events} <= {NOBODY, *range(len(others))}
+            families = {event.timbre.family for event in events}
+            assert double.class_index not in families
+    assert seen >= 20
+
+
+def test_look_alikes_stand_in_the_given_share_of_scenes() -> None:
+    settings = SceneSettings(objects=(2, 2), look_alikes=0.35)
+    drawn = [len(draw_scene(seed, split="train", settings=settings).objects) for seed in range(300)]
+    assert set(drawn) == {2, 3}
+    assert 80 <= drawn.count(3) <= 130
+
+
+def test_voices_of_nobody_are_told_by_class_and_second() -> None:
+    description = draw_scene(2, split="train", settings=SceneSettings(objects=(2, 2)))
+    own, other = (replace(description.objects[0].timbre, family=family) for family in (1, 6))
+    events = [
+        SoundEvent(0, own, 0, 80_000),
+        SoundEvent(NOBODY, other, 12_001, 40_000),  # a sample short of a quarter of the first second
+        SoundEvent(NOBODY, other, 64_000, 66_000),
+        SoundEvent(NOBODY, other, 70_000, 72_000),  # together a quarter of the last
+    ]
+    heard = off_screen_seconds(events, 5)
+    assert heard.shape == (len(CLASSES), 5)
+    assert heard[6].tolist() == [False, True, True, False, True]
+    assert heard.any(1).nonzero()[0].tolist() == [6]
 
 
 def test_variants_change_the_sound_and_not_the_pictures() -> None:

@@ -19,6 +19,8 @@ from avsseg.cli.data import app
 from avsseg.data.avsbench import AvsBenchClips, list_clips, read_wav
 from avsseg.data.synthetic import sounding_seconds
 from avsseg.data.synthetic_dataset import SynthSettings, _draw_clip, two_in_turn, write_clip, write_dataset
+from avsseg.data.synthetic_scene import NOBODY
+from avsseg.data.synthetic_shapes import CLASSES
 from avsseg.errors import DataError, OutputError, UsageError
 from avsseg.media.probe import probe
 
@@ -60,6 +62,26 @@ def test_what_sounds_is_given_by_second(ms3: Path) -> None:
         names = [{clips.sound_classes[k] for k in range(len(row)) if row[k]} for row in example.heard]
         assert names == [{thing.split()[0] for thing in second} for second in listed[example.name]]
     assert AvsBenchClips(ms3, "ms3", "train", size=32)[0].heard.shape == (5, 0)
+
+
+def test_the_listing_names_look_alikes_and_voices_of_nobody(tmp_path: Path) -> None:
+    for _ in write_dataset(tmp_path / "many", SynthSettings(train=24, val=0, test=0, size=32, height=32, frame_rate=1)):
+        pass
+    listing = json.loads((tmp_path / "many" / "Multi-sources" / "clips.json").read_text())["clips"]
+    drawn = [_draw_clip(SynthSettings(), "train", entry["seed"]) for entry in listing]
+    doubles = sum(thing.silent for clip in drawn for thing in clip.description.objects)
+    assert doubles >= 3
+    off_screen = 0
+    for entry, clip in zip(listing, drawn, strict=True):
+        for k, thing in enumerate(clip.description.objects):
+            assert not (thing.silent and any(f"{CLASSES[thing.class_index].name} {k}" in s for s in entry["sounding"]))
+        families = {event.timbre.family for event in clip.events if event.object_index == NOBODY}
+        named = {name for second in entry["sounding"] for name in second if name.endswith(" off-screen")}
+        assert named == {f"{CLASSES[family].name} off-screen" for family in families}
+        off_screen += len(named)
+    assert off_screen >= 3
+    clips = AvsBenchClips(tmp_path / "many", "ms3", "train", size=32, list_sounds=True)
+    assert set(clips.sound_classes) <= {family.name for family in CLASSES}
 
 
 def test_s4_training_clips_have_the_first_mask_only(s4: Path) -> None:

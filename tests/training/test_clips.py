@@ -92,6 +92,27 @@ def test_pairs_do_not_depend_on_workers_and_stay_apart_by_epoch(scenes: Path) ->
     assert all(one != other for one, other in shared)
 
 
+def test_a_clip_alone_gets_the_sound_of_what_it_does_not_show(scenes: Path) -> None:
+    clips = AvsBenchClips(scenes, "ms3", "train", size=32, list_sounds=True)
+    sounds = {index: clips[index].log_mel for index in range(len(clips))}
+    by_name = {files.name: index for index, files in enumerate(clips.clips)}
+    borrowed = 0
+    batches = clip_batches(clips, ClipOrder(len(clips), 2, seed=0), 0, pair=1e-9)
+    for batch in itertools.islice(iter(batches), 20):
+        log_mel, masks, names = batch["log_mel"], batch["masks"], batch["name"]
+        assert isinstance(log_mel, torch.Tensor)
+        assert isinstance(masks, torch.Tensor)
+        for clip, name in enumerate(names):
+            own = by_name[str(name)]
+            assert torch.equal(log_mel[clip, 0], sounds[own])
+            assert not masks[clip, 1].any()
+            lender = [index for index, sound in sounds.items() if torch.equal(log_mel[clip, 1], sound)]
+            for index in lender:
+                assert not clips._listing[clips.clips[index].name].heard & clips._listing[str(name)].visible
+            borrowed += len(lender)
+    assert borrowed
+
+
 def test_loss_of_two_soundtracks_is_that_of_the_clips_one_by_one(scenes: Path) -> None:
     torch.manual_seed(0)
     clips = AvsBenchClips(scenes, "ms3", "train", size=32)
