@@ -10,7 +10,7 @@ from typing import Annotated, Any, cast
 
 import typer
 
-from avsseg.errors import UsageError
+from avsseg.errors import UsageError, printable
 
 EXAMPLES = """[bold]Examples[/bold]
 
@@ -80,6 +80,7 @@ def evaluate(
     from rich.progress import Progress
 
     from avsseg.evaluation.evaluate import Evaluation, EvaluationSettings
+    from avsseg.pipeline.scoring import memory_faults
     from avsseg.pipeline.segment import resolve_device
     from avsseg.weights.store import load_model
     from avsseg.writers.base import PartialOutput, written_whole
@@ -112,7 +113,8 @@ def evaluate(
     console = Console(stderr=True)
     with Progress(console=console, transient=True, redirect_stdout=False, disable=not console.is_terminal) as progress:
         task = progress.add_task("evaluating", total=len(evaluation.clips) * (1 + len(negatives)))
-        result = evaluation.run(lambda: progress.advance(task))
+        with memory_faults(printable(data), "Close other programs, or give a smaller --size"):
+            result = evaluation.run(lambda: progress.advance(task))
     text = json.dumps(without_nan(result), indent=2)
     if as_json:
         typer.echo(text)

@@ -128,12 +128,14 @@ def visualize(
         raise UsageError("--at is about a .png; a video shows everything from --start to --end")
 
     from avsseg.media.probe import probe
+    from avsseg.pipeline.scoring import memory_faults
     from avsseg.pipeline.segment import load_for
     from avsseg.visualization.figures import Visualization
 
     info = probe(video)
     load = functools.partial(load_for, ModelOptions(model, allow_untrained, device, threads))
-    with _progress(quiet=quiet) as listener:
+    remedy = "Close other programs, give a smaller --size, or show less with --start and --end"
+    with memory_faults(printable(video), remedy), _progress(quiet=quiet) as listener:
         visualization = Visualization(info, load, segment_options, options, listener)
         made = visualization.save_video(out) if as_video else visualization.save_picture(out)
     if not quiet:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from avsseg.errors import EnvironmentFault
 from avsseg.model.avs_mamba import AvsMamba, normalise
 from avsseg.pipeline.options import Precision
 
@@ -177,3 +179,21 @@ def is_out_of_memory(error: BaseException) -> bool:
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     return True
+
+
+@contextlib.contextmanager
+def memory_faults(where: str, remedy: str, *, then: str = "") -> Iterator[None]:
+    """Raises EnvironmentFault where memory runs out, here or in a process that loads data.
+
+    Its message: `where`, what happened, the `remedy` (another one for the process), and `then`.
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if is_out_of_memory(error):
+            what = f"memory ran out. {remedy}"
+        elif "DataLoader worker" in str(error):  # PyTorch raises it wherever the signal comes
+            what = "a process that loads data was killed, for lack of memory most likely. Use --workers 0"
+        else:
+            raise
+        raise EnvironmentFault(f"{where}: {what}{then}") from error

@@ -28,7 +28,7 @@ from avsseg.data.avss_classes import CLASS_NAMES
 from avsseg.errors import AvssegError, DataError, EnvironmentFault, UsageError, printable
 from avsseg.model.avs_mamba import AvsMamba
 from avsseg.model.config import AvsMambaConfig, preset
-from avsseg.pipeline.scoring import is_out_of_memory
+from avsseg.pipeline.scoring import memory_faults
 from avsseg.pipeline.segment import resolve_device
 from avsseg.training.checkpoints import load_checkpoint
 from avsseg.training.clips import ClipObjective, ClipOrder, clip_batches, validation
@@ -297,20 +297,15 @@ class TrainingRun:
         if self.val is not None:
             check = encoder_validation(self.val) if encoders else validation(self.val, mute=self.settings.mute)
         try:
-            self.trainer.train(batches, check)
+            remedy, kept = (
+                "Give a smaller --batch, with --accumulate, or a smaller --size",
+                "; what the run has so far is kept",
+            )
+            with memory_faults(printable(self.folder), remedy, then=kept):
+                self.trainer.train(batches, check)
         except Interrupted:  # in all processes at the same step
             self._leave(together=True)
             raise
-        except (MemoryError, RuntimeError) as error:
-            if is_out_of_memory(error):
-                what = "memory ran out. Give a smaller --batch, with --accumulate, or a smaller --size"
-            elif "DataLoader worker" in str(error):  # PyTorch raises it wherever the signal comes
-                what = "a process that loads data was killed, for lack of memory most likely. Use --workers 0"
-            else:
-                raise
-            with contextlib.suppress(AvssegError):
-                self._leave()
-            raise EnvironmentFault(f"{printable(self.folder)}: {what}; what the run has so far is kept") from error
         except AvssegError as error:
             model = self.folder / "best.safetensors"
             # the first error is the one to be told

@@ -105,3 +105,19 @@ def test_the_table_is_printed_before_it_is_written(
     assert outcome.returncode == 1
     assert "No space left" in outcome.stderr
     assert "M_J" in outcome.stdout
+
+
+def test_out_of_memory_names_the_folder_and_a_remedy(
+    avsseg_main: Main, scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = checkpoint(tmp_path / "model.safetensors")
+
+    def exhausted(*_: object, **__: object) -> None:
+        raise RuntimeError("[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory")
+
+    monkeypatch.setattr(AvsMamba, "forward", exhausted)
+    outcome = avsseg_main(*arguments(scenes, model))
+    assert outcome.returncode == 3
+    assert outcome.stderr == (
+        f"avsseg: error: {scenes}: memory ran out. Close other programs, or give a smaller --size\n"
+    )

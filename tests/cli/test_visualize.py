@@ -11,6 +11,7 @@ from PIL import Image
 
 from avsseg.media.frames import sample_frames
 from avsseg.media.probe import probe
+from avsseg.model.avs_mamba import AvsMamba
 
 Main = Callable[..., CompletedProcess[str]]
 
@@ -130,3 +131,18 @@ def test_wrong_command_lines_make_nothing(avsseg_main: Main, clip: Path, untrain
         assert outcome.stderr.count("\n") == 1
         assert outcome.stdout == ""
     assert list(tmp_path.iterdir()) == []
+
+
+def test_out_of_memory_names_the_video_and_leaves_nothing(
+    avsseg_main: Main, clip: Path, untrained_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def exhausted(*_: object, **__: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(AvsMamba, "stages", exhausted)
+    for name in ("panel.png", "panel.mp4"):
+        outcome = avsseg_main("visualize", clip, "--out", tmp_path / name, "--model", untrained_file, *SMALL)
+        assert outcome.returncode == 3
+        assert f"avsseg: error: {clip}: memory ran out. Close other programs" in outcome.stderr
+        assert "Traceback" not in outcome.stderr
+    assert not [path for path in tmp_path.iterdir() if "panel" in path.name]
