@@ -151,13 +151,13 @@ def _draw_colours(augmentation: Augmentation, rng: np.random.Generator) -> tuple
         offset += shift
     if chosen[1]:
         matrix, offset = matrix * contrast, (offset - 127.5) * contrast + 127.5
+    # grey stays grey under these two, so the shift passes them unchanged
     if chosen[2]:
         matrix = (saturation * np.eye(3) + (1 - saturation) * _GREY[None, :]) @ matrix
     if chosen[3]:
         cosine, sine = np.cos(turn), np.sin(turn)
         turned = np.array([[1, 0, 0], [0, cosine, -sine], [0, sine, cosine]])
         matrix = np.linalg.inv(_TO_YIQ) @ turned @ _TO_YIQ @ matrix
-    # grey stays grey under the last two, so the shift passes them unchanged
     recoloured = bool(augmentation.recolour) and rng.uniform() < augmentation.recolour
     if recoloured:
         matrix, offset = _recolour(matrix, offset, rng)

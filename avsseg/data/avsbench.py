@@ -32,6 +32,7 @@ from avsseg.data.listing import ListedClip, read_listing
 from avsseg.data.log_mel_files import read_log_mel
 from avsseg.errors import DataError, UsageError, printable
 from avsseg.media.audio import SAMPLE_RATE_HZ, SILENT_LOG_MEL, log_mel_examples
+from avsseg.metrics.negatives import fits_swap
 
 __all__ = [
     "SECONDS", "AvsBenchClips", "ClipExample", "ClipFiles", "SplitName", "Subset", "list_clips", "open_image",
@@ -152,7 +153,7 @@ class AvsBenchClips(Dataset[ClipExample]):
         for step in range(len(self.clips)):
             candidate = (first + step) % len(self.clips)
             listed = self._listing.get(self.clips[candidate].name)
-            if candidate != index and listed is not None and listed.heard and not listed.heard & shown.visible:
+            if candidate != index and listed is not None and fits_swap(shown.visible, listed.heard):
                 return candidate
         return None
 

@@ -52,6 +52,7 @@ ENCODERS = ("model.visual_backbone.", "model.audio_encoder.")
 # there before the first step; a run that was killed before its first checkpoint leaves them and its logs alone
 STARTED = (MODEL_NAME, SETTINGS_NAME)
 WRITTEN = ("best.pt", "best.safetensors", "last.safetensors", "curves.png", *LOGS, *STARTED)
+MEMORY_REMEDY = "Give a smaller --batch, with --accumulate, or a smaller --size"
 # a run without epochs cannot be validated after each of them
 DEFAULT_VALIDATE_MINUTES = 6.0
 
@@ -297,11 +298,7 @@ class TrainingRun:
         if self.val is not None:
             check = encoder_validation(self.val) if encoders else validation(self.val, mute=self.settings.mute)
         try:
-            remedy, kept = (
-                "Give a smaller --batch, with --accumulate, or a smaller --size",
-                "; what the run has so far is kept",
-            )
-            with memory_faults(printable(self.folder), remedy, then=kept):
+            with memory_faults(printable(self.folder), MEMORY_REMEDY, then="; what the run has so far is kept"):
                 self.trainer.train(batches, check)
         except Interrupted:  # in all processes at the same step
             self._leave(together=True)
