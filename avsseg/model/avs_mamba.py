@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from avsseg.model.backbones import build_backbone
 from avsseg.model.config import AvsMambaConfig
 from avsseg.model.decoder import ModalityAggregationDecoder
-from avsseg.model.encoder import MultiScaleTemporalEncoder
+from avsseg.model.encoder import MixFFN, MultiScaleTemporalEncoder
 from avsseg.model.head import MaskHead
 from avsseg.model.pyramid import ContextualIntegrationPyramid
+from avsseg.model.scan_block import GatedScanBlock
 from avsseg.model.scan_plan import TokenGrid, flatten_scales, split_scales
 from avsseg.model.vggish import EMBEDDING_DIM, build_audio_encoder
 
@@ -56,6 +57,7 @@ class AvsMamba(nn.Module):
         self.visual_backbone, self.channels = build_backbone(config.backbone, drop_path=config.drop_path)
         self.audio_encoder = build_audio_encoder(config.audio_encoder)
         self._build_fusion(config, self.channels)
+        self.blocks_rest = False
 
     def _build_fusion(self, config: AvsMambaConfig, channels: Sequence[int]) -> None:
         self.audio_projection = nn.Linear(EMBEDDING_DIM, config.dim)
@@ -67,6 +69,19 @@ class AvsMamba(nn.Module):
         self.pyramid = ContextualIntegrationPyramid(config)
         self.head = MaskHead(config)
         self.heard_head = nn.Linear(EMBEDDING_DIM, config.heard_classes) if config.heard_classes else None
+
+    @torch.no_grad()
+    def rest_blocks(self) -> None:
+        """Makes every block of MTE, MAD and CIP's contexts the identity, by zeros in its last layer; `fuse` then skips
+        them. Without `blocks_rest` the same weights give the same, and the blocks can learn on from there.
+        """
+        for module in self.modules():
+            if isinstance(module, GatedScanBlock):
+                module.out_proj.weight.zero_()
+            elif isinstance(module, MixFFN):
+                module.fc2.weight.zero_()
+                module.fc2.bias.zero_()
+        self.blocks_rest = True
 
     def forward(self, frames: Tensor, log_mel: Tensor) -> Tensor:
         """frames (B, T, 3, H, W) from `normalise`, log_mel (B, T, 1, 96, 64) -> logits (B, T, N_class, H, W).
@@ -105,6 +120,15 @@ class AvsMamba(nn.Module):
         embedding = self.audio_encoder(log_mel.flatten(0, 1)).unflatten(0, (B * sounds, T))
         return self.fuse(features, embedding, sounds)
 
+    def picture_feature(self, frames: Tensor) -> Tensor:
+        """The mask feature without what joins seconds and hears: of frames (N, 3, H, W), each alone, (N, C, h_1, w_1).
+
+        Every weight on its way is on that of `stages` too, so that it can be trained on single pictures. 32 must
+        divide H and W.
+        """
+        features = self.visual_backbone(frames)
+        return self.pyramid.plain([p(f) for p, f in zip(self.visual_projections, features, strict=True)])
+
     def fuse(self, features: Sequence[Tensor], embedding: Tensor, sounds: int = 1) -> Stages:
         """Everything between the encoders and the head.
 
@@ -120,13 +144,18 @@ class AvsMamba(nn.Module):
         )
         tokens, frame_grid = flatten_scales(coarser)  # (B * T, M, C)
         grid = TokenGrid(T, frame_grid.sizes)
-        clip = self.encoder(tokens.reshape(B, grid.tokens, -1), grid)
-        tokens = clip.reshape(tokens.shape)
+        if not self.blocks_rest:
+            tokens = self.encoder(tokens.reshape(B, grid.tokens, -1), grid).reshape(tokens.shape)
         scales = [
             scale.unflatten(0, (B, T)) for scale in tokens.split([h * w for h, w in grid.sizes], dim=1)
         ]  # (B, T, h_i * w_i, C)
-        heard_scales = scales if sounds == 1 else [scale.repeat_interleave(sounds, 0) for scale in scales]
-        queries = self.decoder(audio, heard_scales, grid.sizes)
-        mask_feature = self.pyramid([finest, *split_scales(tokens, frame_grid)], audio, sounds)
+        pyramid_scales = [finest, *split_scales(tokens, frame_grid)]
+        if self.blocks_rest:
+            queries = [audio]
+            mask_feature = self.pyramid.plain(pyramid_scales).unflatten(0, (B, T)).repeat_interleave(sounds, 0)
+        else:
+            heard_scales = scales if sounds == 1 else [scale.repeat_interleave(sounds, 0) for scale in scales]
+            queries = self.decoder(audio, heard_scales, grid.sizes)
+            mask_feature = self.pyramid(pyramid_scales, audio, sounds).unflatten(0, embedding.shape[:2])
         encoded = [scale.unflatten(2, size) for scale, size in zip(scales, grid.sizes, strict=True)]
-        return Stages(embedding, encoded, queries, mask_feature.unflatten(0, embedding.shape[:2]))
+        return Stages(embedding, encoded, queries, mask_feature)

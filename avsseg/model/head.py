@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from avsseg.model.config import AvsMambaConfig
 
 PIXELS_AT_ONCE = 4096
+STRIDE = 4  # of the mask feature
 
 
 class Segments(NamedTuple):
@@ -103,8 +104,22 @@ def piecewise_segments(weight_1: Tensor, bias_1: Tensor, weight_2: Tensor, bias_
     return Segments(knots, torch.cat([at_knots[:1], at_knots]), slopes)
 
 
+def cell_weights() -> Tensor:
+    """How the 3x3 kernel of full-size pixels becomes one of cells, STRIDE x STRIDE of which lie in each: bilinear
+    upsampling and convolution are both linear. (9, STRIDE^2 * 9): from kernel taps to the taps of each pixel's kernel.
+    """
+    along = torch.zeros(STRIDE, 3, 3)  # pixel in the cell, tap, neighbouring cell - 1
+    for pixel in range(STRIDE):
+        for tap in range(3):
+            position = (pixel + tap - 0.5) / STRIDE + 0.5  # 0 is the centre of the neighbour before, 1 the cell's own
+            along[pixel, tap] = (1 - (position - torch.arange(3.0)).abs()).clamp(min=0)
+    return torch.einsum("pkd,qle->klpqde", along, along).reshape(9, -1)
+
+
 class MaskHead(nn.Module):
     """I_m = <F_a', F>, lifted to C channels, plus F, then Conv3x3, bilinear x4, Conv3x3, ReLU, Conv1x1."""
+
+    cell_weights: Tensor
 
     def __init__(self, config: AvsMambaConfig) -> None:
         super().__init__()
@@ -113,11 +128,39 @@ class MaskHead(nn.Module):
         self.reduce = nn.Conv2d(config.dim, wide, 3, padding=1)
         self.refine = nn.Conv2d(wide, narrow, 3, padding=1)
         self.classify = nn.Conv2d(narrow, config.num_classes, 1, bias=False)
+        self.register_buffer("cell_weights", cell_weights(), persistent=False)
 
     def forward(self, query: Tensor, mask_feature: Tensor) -> Tensor:
-        """query (B, T, C), mask_feature (B * T, C, h_1, w_1) -> logits (B, T, N_class, 4 h_1, 4 w_1)."""
+        """query (B, T, C), mask_feature (B * T, C, h_1, w_1) -> logits (B, T, N_class, STRIDE h_1, STRIDE w_1)."""
         B, T, _ = query.shape
         similarity = torch.einsum("nc,nchw->nhw", query.flatten(0, 1), mask_feature).unsqueeze(1)
         x = self.reduce(self.lift(similarity) + mask_feature)
-        x = F.interpolate(x, scale_factor=4, mode="bilinear", align_corners=False)
-        return self.classify(F.relu(self.refine(x))).unflatten(0, (B, T))
+        return self.full_size(x).unflatten(0, (B, T))
+
+    def full_size(self, x: Tensor) -> Tensor:
+        """The last three layers, without the upsampled x: (N, c, h, w) -> (N, N_class, STRIDE h, STRIDE w).
+
+        Every pixel of a cell has a 3x3 kernel over cells of its own. Only the outermost pixels see the zeros around the
+        picture, which cells do not have: they are taken from what is upsampled there.
+        """
+        N, _, h, w = x.shape
+        refine = self.refine
+        O, I = refine.weight.shape[:2]  # noqa: E741
+        assert refine.bias is not None
+        with torch.autocast(x.device.type, enabled=False):  # no rounding but the convolution's own
+            kernels = refine.weight.flatten(2) @ self.cell_weights
+        kernels = kernels.view(O, I, STRIDE**2, 9).transpose(1, 2).reshape(-1, I, 3, 3)
+        around = F.pad(x, (1, 1, 1, 1), mode="replicate")
+        pixels = F.relu(F.conv2d(around, kernels, refine.bias.repeat_interleave(STRIDE**2)))
+        logits = self.classify(pixels.reshape(N, O, STRIDE**2 * h, w)).reshape(N, -1, h, w)
+        logits = F.pixel_shuffle(logits, STRIDE)
+        # the two outermost rows and columns that are upsampled lie beyond the last centre: each is one row of x, twice
+        rows = [self._of_pixels(x[..., at, None, :], (2, STRIDE * w)) for at in (0, -1)]
+        columns = [self._of_pixels(x[..., at, None], (STRIDE * h, 2)) for at in (0, -1)]
+        logits = torch.cat([rows[0][..., :1, :], logits[..., 1:-1, :], rows[1][..., 1:, :]], dim=-2)
+        return torch.cat([columns[0][..., :1], logits[..., 1:-1], columns[1][..., 1:]], dim=-1)
+
+    def _of_pixels(self, x: Tensor, size: tuple[int, int]) -> Tensor:
+        """The last three layers as they are written, of x upsampled to `size`."""
+        logits: Tensor = self.classify(F.relu(self.refine(F.interpolate(x, size=size, mode="bilinear"))))
+        return logits

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -63,10 +63,24 @@ class ContextualIntegrationPyramid(nn.Module):
 
         With `sounds` S to a clip, one behind the other in audio, features are (B / S * T, C, h_i, w_i).
         """
-        previous: Tensor | None = None
-        for level, feature in zip(reversed(self.levels), reversed(features), strict=True):
+        contexts = [level.context(v, audio, sounds) for level, v in zip(self._levels(), features, strict=True)]
+        return self._merged(contexts)
+
+    def plain(self, features: Sequence[Tensor]) -> Tensor:
+        """What `forward` gives of a pyramid without its temporal and audio parts: each picture alone, without sound.
+
+        features (N, C, h_i, w_i), finest first -> (N, C, h_1, w_1).
+        """
+        return self._merged([level.adapter(v) for level, v in zip(self._levels(), features, strict=True)])
+
+    def _levels(self) -> Iterator[PyramidLevel]:
+        for level in self.levels:
             assert isinstance(level, PyramidLevel)
-            v = level.context(feature, audio, sounds)
+            yield level
+
+    def _merged(self, contexts: Sequence[Tensor]) -> Tensor:
+        previous: Tensor | None = None
+        for level, v in zip(reversed(list(self._levels())), reversed(contexts), strict=True):
             if previous is not None:
                 aligned = {"align_corners": False} if self.upsample == "bilinear" else {}
                 v = v + F.interpolate(previous, size=v.shape[-2:], mode=self.upsample, **aligned)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import signal
 from collections.abc import Iterator, Sequence
 
@@ -121,6 +122,36 @@ def clip_batches(clips: AvsBenchClips, order: ClipOrder, workers: int, *, pair: 
         if isinstance(batch, AvssegError):
             raise batch
         yield batch
+
+
+# where the seconds of a clip lie in the fields of a batch, from the last axis
+SECONDS_AXIS = {"frames": -4, "log_mel": -4, "masks": -3, "annotated": -1, "heard": -2}
+
+
+def second_batches(batches: Iterator[ClipBatch], first: int = 0) -> Iterator[ClipBatch]:
+    """Batches of as many frames, each of a clip of its own: T batches of B clips become T of B * T single seconds.
+
+    The seconds of a clip look alike, and a step learns more from different ones. The first group begins with its batch
+    `first`.
+    """
+    while True:
+        group = [next(batches)]
+        seconds = batch_tensor(group[0], "annotated").shape[1]
+        group += itertools.islice(batches, seconds - 1)
+        names = [name for batch in group for name in batch["name"]]
+        whole = {field: torch.cat([batch_tensor(batch, field) for batch in group]) for field in SECONDS_AXIS}
+        for step in range(first % seconds, seconds):
+            chosen = (torch.arange(len(names)) + step) % seconds
+            yield {"name": names, **{field: _seconds_of(tensor, field, chosen) for field, tensor in whole.items()}}
+        first = 0
+
+
+def _seconds_of(clips: Tensor, field: str, chosen: Tensor) -> Tensor:
+    """Of each clip (N, ..., T, ...) the second chosen (N,), as a T of 1."""
+    axis = clips.ndim + SECONDS_AXIS[field]
+    shape = [-1 if at == 0 else 1 for at in range(clips.ndim)]
+    index = chosen.view(shape).expand([1 if at == axis else size for at, size in enumerate(clips.shape)])
+    return clips.gather(axis, index)
 
 
 def prepare_worker(_: int) -> None:

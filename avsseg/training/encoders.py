@@ -1,8 +1,8 @@
-"""The stage before the masks: both encoders learn the classes of what sounds, where no pretrained ones exist.
+"""The stage before the masks: the encoders learn classes and outlines of what sounds, where no pretrained ones exist.
 
-The backbone sees crops around what sounds, the audio encoder single seconds. Most of a frame says nothing about the
-class, and the rest of the model costs several times as much as the encoders: in a run of the whole model the sounds
-were told apart after ten minutes and the shapes were not (benchmarks/RESULTS.md).
+The backbone, with the pyramid's convolutions, sees crops around what sounds, the audio encoder single seconds. Most of
+a frame says nothing about the class, and the rest of the model costs several times as much as the encoders: in a run of
+the whole model the sounds were told apart after ten minutes and the shapes were not (benchmarks/RESULTS.md).
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from avsseg.data.avsbench import AvsBenchClips
 from avsseg.errors import DataError, printable
 from avsseg.model.avs_mamba import COARSEST_STRIDE, AvsMamba, normalise
 from avsseg.training.clips import ClipBatch, ClipOrder, batch_tensor, collate
-from avsseg.training.losses import UNKNOWN
-from avsseg.training.objectives import ClassMap, ModelObjective, hearing_loss
+from avsseg.training.losses import UNKNOWN, bce_loss, dice_loss
+from avsseg.training.objectives import ModelObjective, hearing_loss
 from avsseg.training.trainer import Validation
 
 # a step and process; a clip's sound costs as much as some fifteen
@@ -83,6 +83,9 @@ def encoder_batches(
 class EncoderObjective(ModelObjective):
     """Cross-entropy of the class of what sounds, in the pixels of crops around it, and of what sounds in each second.
 
+    The logit of its own class is also to mark what sounds and nothing else (dice and BCE): what is not marked there may
+    be another thing, but as a rule none of this class.
+
     Takes the batches of `encoder_batches`. Crops have half the side of their frame; in training they are turned by up
     to `rotate` degrees, scaled by up to `resize` and flipped, each by a draw of its own.
     """
@@ -92,24 +95,30 @@ class EncoderObjective(ModelObjective):
     ) -> None:
         super().__init__(model, frozen_statistics)
         self.resize, self.rotate = resize, rotate
-        self.class_map = ClassMap(model.channels, model.config.heard_classes)
+        self.class_head = nn.Conv2d(model.config.dim, model.config.heard_classes, 1)
 
     def forward(self, batch: ClipBatch) -> tuple[Tensor, dict[str, float]]:
         told, heard = self._told(batch)
-        logits, marked, classes = self._seen(batch)
+        logits, share, classes = self._seen(batch)
+        marked = share > 0.5
         labels = classes[:, None, None].where(marked, UNKNOWN)
         pixels = F.cross_entropy(logits, labels, ignore_index=UNKNOWN, reduction="none").sum((1, 2))
+        there = marked.flatten(1).any(1)
         # what is small counts as much as what is large
-        seeing = (pixels / marked.sum((1, 2)).clamp(min=1)).sum() / marked.flatten(1).any(1).sum().clamp(min=1)
+        seeing = (pixels / marked.sum((1, 2)).clamp(min=1)).sum() / there.sum().clamp(min=1)
+        own = logits.gather(1, classes[:, None, None, None].expand(-1, 1, *share.shape[1:]))
+        of_shape = own, share[:, None], there[:, None]
+        shape = dice_loss(*of_shape) + bce_loss(*of_shape)
         exact = _exact(told, heard)
         right = _votes_right(logits, marked, classes)
         logged = {name: float(part.float().mean()) for name, part in (("seen", right), ("heard", exact))}
-        return seeing + hearing_loss(told, heard), logged
+        return seeing + shape + hearing_loss(told, heard), {**logged, "shape": float(shape.detach())}
 
     @torch.no_grad()
     def right_seen(self, batch: ClipBatch) -> Tensor:
         """(N,) bool: whether most of a crop's marked pixels are of its class."""
-        return _votes_right(*self._seen(batch))
+        logits, share, classes = self._seen(batch)
+        return _votes_right(logits, share > 0.5, classes)
 
     @torch.no_grad()
     def right_heard(self, batch: ClipBatch) -> Tensor:
@@ -124,15 +133,14 @@ class EncoderObjective(ModelObjective):
         return self.model.heard_head(self.model.audio_encoder(log_mel)).float(), heard
 
     def _seen(self, batch: ClipBatch) -> tuple[Tensor, Tensor, Tensor]:
-        """Logits (N, K, h, w) of crops, which of their pixels are marked (N, h, w), and classes (N,)."""
+        """Logits (N, K, h, w) of crops, which share of each of their pixels is marked (N, h, w), and classes (N,)."""
         device = next(self.model.parameters()).device
         frames, marked, classes = (batch_tensor(batch, name).to(device) for name in ("frames", "marked", "classes"))
         side = max(COARSEST_STRIDE, round(frames.shape[1] / 2 / COARSEST_STRIDE) * COARSEST_STRIDE)
         change = Change(SHIFT, self.resize, self.rotate, flip=True) if self.training else Change()
         pictures, seen = sounding_crops(frames, marked, side, change)
-        logits = self.class_map(self.model.visual_backbone(normalise(pictures))).float()
-        seen = F.interpolate(seen[:, None].float(), size=logits.shape[-2:], mode="area")[:, 0] > 0.5
-        return logits, seen, classes
+        logits = self.class_head(self.model.picture_feature(normalise(pictures))).float()
+        return logits, F.interpolate(seen[:, None].float(), size=logits.shape[-2:], mode="area")[:, 0], classes
 
 
 def _votes_right(logits: Tensor, marked: Tensor, classes: Tensor) -> Tensor:

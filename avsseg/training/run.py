@@ -31,7 +31,7 @@ from avsseg.model.config import AvsMambaConfig, preset
 from avsseg.pipeline.scoring import memory_faults
 from avsseg.pipeline.segment import resolve_device
 from avsseg.training.checkpoints import load_checkpoint
-from avsseg.training.clips import ClipObjective, ClipOrder, clip_batches, validation
+from avsseg.training.clips import ClipObjective, ClipOrder, clip_batches, second_batches, validation
 from avsseg.training.curves import draw_curves
 from avsseg.training.encoders import EncoderObjective, encoder_batches, encoder_validation, sounding_frames
 from avsseg.training.objectives import ModelObjective
@@ -231,6 +231,8 @@ class TrainingRun:
         torch.manual_seed(settings.seed)
         classes = self.clips.sound_classes
         model = (_same_model(folder) if resume else build_model(settings, heard=classes)).to(device)
+        if settings.stage == "plain":
+            model.rest_blocks()
         objective = _objective(model, settings)
         if not resume and self.rank == 0:
             # of a run that was killed before its first checkpoint, by _check_folder
@@ -287,13 +289,18 @@ class TrainingRun:
         What there is by then is left in the folder also when AvssegError ends it: NonFiniteError when the loss is no
         longer a number, OutputError when the disk refuses, DataError or MediaError for a damaged file.
         """
-        order = self._order(first=self.trainer.step * self.settings.accumulate)
-        encoders = self.settings.stage == "encoders"
+        first = self.trainer.step * self.settings.accumulate
+        encoders, plain = (self.settings.stage == name for name in ("encoders", "plain"))
+        # batches of single seconds are made of those of a whole group
+        within = first % self.clips.seconds if plain else 0
+        order = self._order(first=first - within)
         # of two sounds a muted model hears neither: which of them a picture is to be marked for would be chance
         pair = 0.0 if self.settings.mute or encoders else self.settings.pair
         batches = clip_batches(self.clips, order, self.settings.workers, pair=pair)
         if encoders:
             batches = encoder_batches(batches, sounding_frames(self.clips), self.clips.augmentation, order)
+        elif plain:
+            batches = second_batches(batches, within)
         check = None
         if self.val is not None:
             check = encoder_validation(self.val) if encoders else validation(self.val, mute=self.settings.mute)
@@ -353,7 +360,7 @@ def export(
     model.load_state_dict({k.removeprefix(prefix): v for k, v in state["average"].items() if k.startswith(prefix)})
     categories = CLASS_NAMES if settings.num_classes > 1 else BINARY_CATEGORIES
     best = state["best_score"]
-    masks = settings.stage == "masks"
+    masks = settings.stage != "encoders"
     provenance = {
         "settings": asdict(settings),
         "steps": state["step"],

@@ -31,7 +31,7 @@ class TrainingSettings:
 
     # what is learned from what
     subset: SubsetName = "ms3"
-    stage: str = "masks"  # or encoders: these alone, from the classes of what sounds; the masks then start --from them
+    stage: str = "masks"  # or plain: without the Mamba blocks; or encoders: these alone, from classes
     data: str = ""
     model: str = "avs-mamba-tiny"
     backbone: str = ""  # "": the model's own
@@ -95,7 +95,7 @@ class TrainingSettings:
                 raise UsageError(f"{printable(value)}: the name is not UTF-8. Rename it, or give a link to it")
         _one_of("subset", self.subset, ("s4", "ms3", "avss"))
         _one_of("model", self.model, tuple(PRESETS))
-        _one_of("stage", self.stage, ("masks", "encoders"))
+        _one_of("stage", self.stage, ("masks", "plain", "encoders"))
         _one_of("ablate", self.ablate, ("", *ABLATIONS))
         _one_of("schedule", self.schedule, ("cosine", "constant"))
         _one_of("precision", self.precision, ("fp32", "bf16", "fp16"))

@@ -191,6 +191,34 @@ def test_several_sounds_to_a_clip_share_only_what_does_not_hear(without: str) ->
     assert not torch.allclose(shared.mask_feature[0], shared.mask_feature[1]) or without == "no-cip"
 
 
+def test_single_pictures_take_the_way_of_a_model_that_neither_hears_nor_remembers() -> None:
+    model = build(replace(SMALL, encoder_layers=0, pyramid_temporal=False, pyramid_audio=False))
+    frames, log_mel = clip(3, 32, 64, B=2)
+    with torch.no_grad():
+        expected = model.stages(frames, log_mel).mask_feature.flatten(0, 1)
+        torch.testing.assert_close(model.picture_feature(frames.flatten(0, 1)), expected)
+
+
+@pytest.mark.parametrize("sounds", [1, 2])
+def test_resting_blocks_are_the_identity_and_are_skipped(sounds: int) -> None:
+    model = build(SMALL).double()
+    frames, log_mel = (x.double() for x in clip(3, 32, 64, B=2))
+    frames = frames[: 2 // sounds]
+    before = model.layer_logits(frames, log_mel, sounds=sounds)[-1]
+    model.rest_blocks()
+    (resting,) = model.layer_logits(frames, log_mel, sounds=sounds)
+    resting.sum().backward()
+    skipped = {name.split(".")[0] for name, p in model.named_parameters() if p.grad is None}
+    assert skipped == {"encoder", "decoder", "pyramid"}
+    assert model.pyramid.levels[0].adapter.weight.grad is not None
+    model.blocks_rest = False
+    with torch.no_grad():
+        awake = model.layer_logits(frames, log_mel, sounds=sounds)
+    assert len(awake) == 2
+    torch.testing.assert_close(awake[-1], resting.detach())
+    assert not torch.allclose(before, resting)
+
+
 def test_layer_logits_end_with_the_prediction_and_train_every_parameter() -> None:
     model = build(replace(SMALL, drop_path=0.0)).train()
     layers = model.layer_logits(*clip(2, 32, 32, B=2))

@@ -2,8 +2,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
 
-from avsseg.model.head import SimilarityLift
+from avsseg.model.config import preset
+from avsseg.model.head import MaskHead, SimilarityLift
 
 
 def plain(lift: SimilarityLift, similarity: torch.Tensor) -> torch.Tensor:
@@ -59,3 +61,36 @@ def test_gradients_go_through_the_convolutions() -> None:
     lift = SimilarityLift(5, 3).double()
     similarity = torch.randn(1, 1, 2, 2, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(lift, (similarity,))
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 3), (2, 5), (8, 6)])
+@pytest.mark.parametrize("classes", [1, 5])
+def test_full_size_by_cells_equals_the_layers_as_they_are_written(size: tuple[int, int], classes: int) -> None:
+    torch.manual_seed(0)
+    head = MaskHead(preset("avs-mamba-tiny", num_classes=classes)).double()
+    x = torch.randn(2, 24, *size, dtype=torch.float64, requires_grad=True)
+    upsampled = F.interpolate(x, scale_factor=4, mode="bilinear", align_corners=False)
+    expected = head.classify(F.relu(head.refine(upsampled)))
+    logits = head.full_size(x)
+    torch.testing.assert_close(logits, expected, rtol=1e-12, atol=1e-12)
+    learned = [x, *head.refine.parameters(), *head.classify.parameters()]
+    weights = torch.randn_like(expected)
+    for ours, theirs in zip(*(torch.autograd.grad(y, learned, weights) for y in (logits, expected)), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
+
+
+def test_kernels_of_cells_are_not_rounded_by_autocast() -> None:
+    torch.manual_seed(0)
+    head = MaskHead(preset("avs-mamba-tiny"))
+    x = torch.randn(1, 24, 8, 8)
+    seen: list[torch.Tensor] = []
+    convolve = F.conv2d
+
+    def spied(of: torch.Tensor, kernels: torch.Tensor, *rest: torch.Tensor) -> torch.Tensor:
+        seen.append(kernels)
+        return convolve(of, kernels, *rest)
+
+    with pytest.MonkeyPatch.context() as patch, torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        patch.setattr(F, "conv2d", spied)
+        head.full_size(x)
+    assert seen[0].dtype == torch.float32

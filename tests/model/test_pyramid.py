@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -44,3 +45,16 @@ def test_the_default_upsampling_is_bilinear_between_pixel_centres() -> None:
     expected = F.conv2d(previous, pyramid.mask_feature.weight, pyramid.mask_feature.bias, padding=1)
     audio = torch.randn(1, 2, 32, dtype=torch.float64)
     torch.testing.assert_close(pyramid(features, audio), expected)
+
+
+@torch.no_grad()
+def test_a_picture_alone_takes_the_way_of_a_pyramid_without_its_other_parts() -> None:
+    torch.manual_seed(0)
+    config = AvsMambaConfig(dim=32, state_size=2)
+    whole = ContextualIntegrationPyramid(config).eval()
+    bare = ContextualIntegrationPyramid(replace(config, pyramid_temporal=False, pyramid_audio=False)).eval()
+    bare.load_state_dict({name: value for name, value in whole.state_dict().items() if name in bare.state_dict()})
+    features = [torch.randn(2, 32, side, side) for side in (16, 8, 4, 2)]
+    audio = torch.randn(1, 2, 32)
+    torch.testing.assert_close(whole.plain(features), bare(features, audio))
+    assert not torch.equal(whole.plain(features), whole(features, audio))

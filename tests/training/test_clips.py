@@ -13,7 +13,15 @@ from avsseg.data.augment import Augmentation
 from avsseg.data.avsbench import AvsBenchClips
 from avsseg.model.avs_mamba import AvsMamba, normalise
 from avsseg.model.config import AvsMambaConfig
-from avsseg.training.clips import ClipObjective, ClipOrder, clip_batches, validation
+from avsseg.training.clips import (
+    ClipBatch,
+    ClipObjective,
+    ClipOrder,
+    batch_tensor,
+    clip_batches,
+    second_batches,
+    validation,
+)
 from avsseg.training.losses import mask_loss, semantic_loss
 
 NARROW = AvsMambaConfig(
@@ -241,3 +249,41 @@ def test_weights_between_0_and_1_count_frames_in_part() -> None:
     each = [mask_loss([logits[:, t : t + 1]], target[:, t : t + 1]) for t in range(2)]
     weighted = mask_loss([logits], target, torch.tensor([[0.25, 0.75]]))
     assert float(weighted) == pytest.approx(0.25 * float(each[0]) + 0.75 * float(each[1]), rel=1e-5)
+
+
+@pytest.mark.parametrize("sounds", [1, 2])
+def test_batches_of_seconds_have_each_second_of_each_clip_once(sounds: int) -> None:
+    T, B = 3, 2
+
+    def numbered(start: int) -> ClipBatch:
+        # clip and second of every entry, in each field's own shape
+        number = torch.arange(start, start + B)[:, None] * 10 + torch.arange(T)
+        heard = number if sounds == 1 else torch.stack([number, -number], dim=1)
+        return {
+            "name": [f"clip {clip}" for clip in range(start, start + B)],
+            "frames": number[..., None, None, None].expand(-1, -1, 4, 4, 3),
+            "log_mel": heard[..., None, None, None].expand(*heard.shape, 1, 96, 64),
+            "masks": heard[..., None, None].expand(*heard.shape, 4, 4),
+            "annotated": number,
+            "heard": heard[..., None].expand(*heard.shape, 5),
+        }
+
+    batches = list(itertools.islice(second_batches(numbered(start) for start in range(0, 24, B)), 2 * T))
+    seen = []
+    for batch in batches:
+        frames, annotated = batch_tensor(batch, "frames"), batch_tensor(batch, "annotated")
+        assert frames.shape == (B * T, 1, 4, 4, 3)
+        assert torch.equal(frames[:, :, 0, 0, 0], annotated)
+        assert [f"clip {number // 10}" for number in annotated[:, 0].tolist()] == batch["name"]
+        assert len(set((annotated[:, 0] % 10).tolist())) == T
+        for field in ("log_mel", "masks", "heard"):
+            tensor = batch_tensor(batch, field)
+            first = tensor if sounds == 1 else tensor[:, 0]
+            assert first.shape[:2] == (B * T, 1)
+            assert (first == annotated.view(-1, *[1] * (first.ndim - 1))).all()
+            assert sounds == 1 or torch.equal(tensor[:, 1], -first)
+        seen += annotated[:, 0].tolist()
+    assert sorted(seen) == [clip * 10 + second for clip in range(2 * B * T) for second in range(T)]
+    late = second_batches((numbered(start) for start in range(0, 24, B)), first=2)
+    for batch, expected in zip(itertools.islice(late, 4), batches[2:], strict=True):
+        assert torch.equal(batch_tensor(batch, "masks"), batch_tensor(expected, "masks"))

@@ -173,25 +173,29 @@ def test_losses_are_of_marked_pixels_and_of_seconds_in_which_something_listed_so
     heard[0, 1, 2] = 1
     marked[1] = False
     loss, logged = objective(batch)
-    assert set(logged) == {"seen", "heard"}
+    assert set(logged) == {"seen", "heard", "shape"}
 
     told = objective.model.heard_head(objective.model.audio_encoder(log_mel[0, 1:2]))  # type: ignore[misc]
     hearing = F.binary_cross_entropy_with_logits(told, heard[0, 1:2])
-    seeing = []
+    seeing, shapes = [], []
     for n in (0, 2):
         crop, seen = sounding_crops(batch_tensor(batch, "frames")[n : n + 1], marked[n : n + 1], 32, Change())
-        logits = objective.class_map(objective.model.visual_backbone(normalise(crop)))[0]
-        chosen = F.avg_pool2d(seen.float(), 4)[0] > 0.5
-        labels = batch_tensor(batch, "classes")[n].expand(int(chosen.sum()))
-        seeing.append(F.cross_entropy(logits[:, chosen].T, labels))
-    torch.testing.assert_close(loss, hearing + (seeing[0] + seeing[1]) / 2)
+        logits = objective.class_head(objective.model.picture_feature(normalise(crop)))[0]
+        share = F.avg_pool2d(seen.float(), 4)[0]
+        label = batch_tensor(batch, "classes")[n]
+        seeing.append(F.cross_entropy(logits[:, share > 0.5].T, label.expand(int((share > 0.5).sum()))))
+        on = logits[label].sigmoid()
+        dice = 1 - 2 * (on * share).sum() / (on.square().sum() + share.square().sum() + 0.002)
+        shapes.append(dice + F.binary_cross_entropy(on, share))
+    torch.testing.assert_close(loss, hearing + (seeing[0] + seeing[1]) / 2 + (shapes[0] + shapes[1]) / 2)
+    assert logged["shape"] == pytest.approx((shapes[0] + shapes[1]).item() / 2, rel=1e-4)
 
     marked.zero_()
     heard.zero_()
     loss, _ = objective(batch)
     assert loss.item() == 0
     loss.backward()  # every process of a run has gradients, whatever its batch
-    parts = objective.model.visual_backbone, objective.model.audio_encoder, objective.class_map
+    parts = objective.model.visual_backbone, objective.model.audio_encoder, objective.class_head
     assert all(parameter.grad is not None for part in parts for parameter in part.parameters())
 
 
@@ -211,7 +215,7 @@ def test_validation_counts_what_is_told_right(scenes: Path) -> None:
     alone = sounding_frames(clips).classes.tolist()
     seconds = torch.cat([clips[index].heard for index in range(len(clips))])
     always = max(set(alone), key=alone.count)
-    told, last = objective.model.heard_head, objective.class_map.head[-1]
+    told, last = objective.model.heard_head, objective.class_head
     assert isinstance(told, torch.nn.Linear)
     assert isinstance(last, torch.nn.Conv2d)
     assert last.bias is not None

@@ -165,6 +165,35 @@ def test_frozen_encoders_stay_for_their_epochs(tmp_path: Path, quick: TrainingSe
     assert not [name for name in changed if "visual_backbone" in name or "audio_encoder" in name]
 
 
+def test_plain_masks_leave_the_blocks_asleep_and_a_later_run_wakes_them(
+    tmp_path: Path, quick: TrainingSettings
+) -> None:
+    plain = replace(quick, stage="plain")
+
+    def stop(progress: Progress) -> None:
+        if progress.step == 1:
+            run.trainer.request_stop()
+
+    best = TrainingRun(tmp_path / "whole", plain).train()
+    run = TrainingRun(tmp_path / "parts", plain, listener=stop)
+    with pytest.raises(Interrupted):
+        run.train()
+    TrainingRun(tmp_path / "parts", plain, resume=True).train()
+    assert states_equal(*(tmp_path / name / "last.pt" for name in ("whole", "parts")))
+
+    loaded = load_model(best)
+    assert loaded.trained
+    outputs = [p for name, p in loaded.model.encoder.named_parameters() if ".out_proj." in name or ".fc2." in name]
+    assert outputs
+    assert not any(p.any() for p in outputs)
+    awake = TrainingRun(tmp_path / "masks", replace(quick, start_from=str(best)))
+    before = awake.trainer.objective.state_dict()["model.decoder.layers.1.2.temporal.out_proj.weight"].clone()
+    awake.train()
+    after = awake.trainer.objective.state_dict()["model.decoder.layers.1.2.temporal.out_proj.weight"]
+    assert not before.any()
+    assert after.any()
+
+
 def test_fine_tuning_starts_from_a_checkpoint(tmp_path: Path, quick: TrainingSettings) -> None:
     best = TrainingRun(tmp_path / "first", quick).train()
     start = build_model(replace(quick, start_from=str(best), size=64))
