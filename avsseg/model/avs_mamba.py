@@ -112,13 +112,16 @@ class AvsMamba(nn.Module):
         queries = stages.queries[-1:] if last_only else stages.queries
         return [self.head(query, stages.mask_feature.flatten(0, 1))[..., :H, :W] for query in queries]
 
-    def stages(self, frames: Tensor, log_mel: Tensor, *, sounds: int = 1) -> Stages:
-        """Everything before the head, of inputs as in `layer_logits`."""
+    def stages(self, frames: Tensor, log_mel: Tensor, *, sounds: int = 1, views: int = 1) -> Stages:
+        """Everything before the head, of inputs as in `layer_logits`.
+
+        With `views` V of a clip, one behind the other, log_mel is (B / V * S, T, 1, 96, 64): each is seen with all S.
+        """
         B, T, _, H, W = frames.shape
         pictures = F.pad(frames.flatten(0, 1), (0, -W % COARSEST_STRIDE, 0, -H % COARSEST_STRIDE))
         features = [feature.unflatten(0, (B, T)) for feature in self.visual_backbone(pictures)]
-        embedding = self.audio_encoder(log_mel.flatten(0, 1)).unflatten(0, (B * sounds, T))
-        return self.fuse(features, embedding, sounds)
+        embedding = self.audio_encoder(log_mel.flatten(0, 1)).unflatten(0, (B // views, sounds, T))
+        return self.fuse(features, embedding.repeat_interleave(views, 0).flatten(0, 1), sounds)
 
     def picture_feature(self, frames: Tensor) -> Tensor:
         """The mask feature without what joins seconds and hears: of frames (N, 3, H, W), each alone, (N, C, h_1, w_1).

@@ -19,7 +19,7 @@ from avsseg.errors import AvssegError
 from avsseg.media.audio import SILENT_LOG_MEL
 from avsseg.metrics.object import StrictObjectMetrics, frame_scores
 from avsseg.metrics.semantic import SemanticMetrics
-from avsseg.model.avs_mamba import AvsMamba, Stages, normalise
+from avsseg.model.avs_mamba import COARSEST_STRIDE, AvsMamba, Stages, normalise
 from avsseg.training.losses import UNKNOWN, mask_loss, semantic_loss
 from avsseg.training.objectives import ModelObjective, hearing_loss, iou_and_silent_area
 from avsseg.training.trainer import Validation
@@ -179,8 +179,10 @@ class ClipObjective(ModelObjective):
         frozen_statistics: Sequence[str] = (),
         mute: bool = False,
         binary: bool = False,
+        crops: bool = False,
     ) -> None:
         super().__init__(model, frozen_statistics)
+        self.crops = crops
         self.binary = binary
         self.class_weight = class_weight if model.config.heard_classes else 0.0
         if self.class_weight:
@@ -201,7 +203,14 @@ class ClipObjective(ModelObjective):
             annotated = annotated.repeat_interleave(sounds, 0)
         if self.mute:
             log_mel = torch.full_like(log_mel, SILENT_LOG_MEL)
-        stages = self.model.stages(normalise(frames), log_mel, sounds=sounds)
+        if self.crops and self.training:
+            frames, masks = crops_around(frames, masks.unflatten(0, (-1, sounds)))
+            views = masks.shape[1]
+            frames, masks = frames.flatten(0, 1), masks.flatten(0, 2)
+            annotated = annotated.unflatten(0, (-1, sounds)).repeat_interleave(views, 0).flatten(0, 1)
+            stages = self.model.stages(normalise(frames), log_mel, sounds=sounds, views=views)
+        else:
+            stages = self.model.stages(normalise(frames), log_mel, sounds=sounds)
         layer_logits = [logits.float() for logits in self.model.layer_logits_of(stages, frames.shape[2:4])]
         share = _share_of_all(annotated.sum())
         if layer_logits[-1].shape[2] > 1:
@@ -212,7 +221,10 @@ class ClipObjective(ModelObjective):
         logged = {"M_J": float(iou[annotated.flatten()].nanmean())}
         if self.class_weight:
             heard = batch_tensor(batch, "heard").to(device)
-            classes, named = self._class_losses(stages, masks, heard.flatten(0, 1) if sounds > 1 else heard)
+            if sounds == 1:
+                heard = heard[:, None]
+            heard = heard.repeat_interleave(len(masks) // (heard.shape[0] * sounds), 0).flatten(0, 1)
+            classes, named = self._class_losses(stages, masks, heard)
             loss, logged = loss + self.class_weight * classes, {**logged, **named}
         return loss * share, logged
 
@@ -228,6 +240,28 @@ class ClipObjective(ModelObjective):
         pixels = F.cross_entropy(logits, labels, ignore_index=UNKNOWN, reduction="sum")
         seeing = pixels / (labels != UNKNOWN).sum().clamp(min=1)
         return seeing + hearing, {"seen": float(seeing.detach()), "heard": float(hearing.detach())}
+
+
+def crops_around(frames: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
+    """For each sound of each clip the half of the picture's sides around what it marks, or any where it marks nothing.
+
+    frames (B, T, H, W, 3), masks (B, S, T, H, W) -> (B, S, T, H/2, W/2, 3) and, of all sounds, (B, S, S, T, H/2, W/2).
+    """
+    B, S, _, H, W = masks.shape
+    h, w = (min(side, max(COARSEST_STRIDE, round(side / 2 / COARSEST_STRIDE) * COARSEST_STRIDE)) for side in (H, W))
+    pictures, seen = [], []
+    for clip in range(B):
+        for sound in range(S):
+            marked = masks[clip, sound].any(0).nonzero()
+            top, left = int(torch.randint(H - h + 1, ())), int(torch.randint(W - w + 1, ()))
+            if len(marked):
+                y, x = marked[int(torch.randint(len(marked), ()))].tolist()
+                top = y - h // 2 + int(torch.randint(-h // 4, h // 4 + 1, ()))
+                left = x - w // 2 + int(torch.randint(-w // 4, w // 4 + 1, ()))
+                top, left = min(max(top, 0), H - h), min(max(left, 0), W - w)
+            pictures.append(frames[clip, :, top : top + h, left : left + w])
+            seen.append(masks[clip, ..., top : top + h, left : left + w])
+    return torch.stack(pictures).unflatten(0, (B, S)), torch.stack(seen).unflatten(0, (B, S))
 
 
 def batch_tensor(batch: ClipBatch, name: str) -> Tensor:

@@ -71,6 +71,7 @@ def _objective(model: AvsMamba, settings: TrainingSettings) -> ModelObjective:
         frozen_statistics=frozen,
         mute=settings.mute,
         binary=settings.semantic_loss == "binary",
+        crops=settings.stage == "plain",
     )
 
 
@@ -130,12 +131,14 @@ def build_model(settings: TrainingSettings, *, heard: Sequence[str] = ()) -> Avs
 
 def frozen_statistics(settings: TrainingSettings) -> tuple[str, ...]:
     """The parts of the model whose batch normalisation stays as it is; "" is the whole model."""
-    if settings.frozen_statistics == "no":
-        return ()
-    if settings.frozen_statistics == "yes" or settings.start_from:
+    if settings.frozen_statistics == "yes" or (settings.frozen_statistics == "auto" and settings.start_from):
         return ("",)
     # statistics that were never gathered are no normalisation: an encoder that starts from nothing gathers its own
-    sources = {"visual_backbone": settings.init_visual, "audio_encoder": settings.init_audio}
+    given = settings.frozen_statistics == "auto"
+    sources = {
+        "visual_backbone": given and settings.init_visual,
+        "audio_encoder": settings.frozen_audio or (given and settings.init_audio),
+    }
     return tuple(part for part, source in sources.items() if source)
 
 
@@ -233,6 +236,8 @@ class TrainingRun:
         model = (_same_model(folder) if resume else build_model(settings, heard=classes)).to(device)
         if settings.stage == "plain":
             model.rest_blocks()
+        if settings.frozen_audio:
+            model.audio_encoder.requires_grad_(False)
         objective = _objective(model, settings)
         if not resume and self.rank == 0:
             # of a run that was killed before its first checkpoint, by _check_folder

@@ -57,6 +57,7 @@ class TrainingSettings:
     precision: str = "fp32"
     encoder_rate: float = 1.0  # factor on the learning rate of both encoders
     freeze_epochs: int = 0  # for so long both encoders stay as they are
+    frozen_audio: bool = False  # the audio encoder stays as it is, which saves its backward pass
     frozen_statistics: str = "auto"  # batch normalisation: auto (frozen where it starts from trained weights), yes, no
     # losses
     dice_weight: float = 1.0
@@ -113,6 +114,8 @@ class TrainingSettings:
             raise UsageError("--from brings its own model: leave out --backbone, --ablate, --init-visual, --init-audio")
         if self.stage == "encoders" and self.mute:
             raise UsageError("stage encoders learns from the sound: leave out --mute")
+        if self.stage == "encoders" and self.frozen_audio:
+            raise UsageError("stage encoders teaches the audio encoder: leave out frozen_audio")
         if not 0 <= self.ema_decay < 1:
             raise UsageError(f"ema_decay is {self.ema_decay}, must be at least 0 (no average) and below 1")
         if self.resize < 1:

@@ -191,6 +191,17 @@ def test_several_sounds_to_a_clip_share_only_what_does_not_hear(without: str) ->
     assert not torch.allclose(shared.mask_feature[0], shared.mask_feature[1]) or without == "no-cip"
 
 
+def test_several_views_of_a_clip_are_seen_with_each_of_its_sounds() -> None:
+    model = build(SMALL).double()
+    frames, log_mel = (x.double() for x in clip(2, 32, 32, B=4))
+    with torch.no_grad():
+        shared = model.stages(frames, log_mel, sounds=2, views=2).mask_feature
+        for view in range(4):
+            both = log_mel[view // 2 * 2 :][:2]
+            alone = model.stages(frames[view : view + 1], both, sounds=2).mask_feature
+            torch.testing.assert_close(shared[2 * view : 2 * view + 2], alone)
+
+
 def test_single_pictures_take_the_way_of_a_model_that_neither_hears_nor_remembers() -> None:
     model = build(replace(SMALL, encoder_layers=0, pyramid_temporal=False, pyramid_audio=False))
     frames, log_mel = clip(3, 32, 64, B=2)

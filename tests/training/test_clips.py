@@ -19,6 +19,7 @@ from avsseg.training.clips import (
     ClipOrder,
     batch_tensor,
     clip_batches,
+    crops_around,
     second_batches,
     validation,
 )
@@ -287,3 +288,43 @@ def test_batches_of_seconds_have_each_second_of_each_clip_once(sounds: int) -> N
     late = second_batches((numbered(start) for start in range(0, 24, B)), first=2)
     for batch, expected in zip(itertools.islice(late, 4), batches[2:], strict=True):
         assert torch.equal(batch_tensor(batch, "masks"), batch_tensor(expected, "masks"))
+
+
+def test_crops_lie_around_what_each_sound_marks() -> None:
+    torch.manual_seed(0)
+    masks = torch.zeros(1, 3, 2, 128, 192, dtype=torch.uint8)
+    masks[0, 0, 1, 5:9, 180:190] = 1
+    masks[0, 1, 0, 60:70, 20:30] = 1
+    frames = (torch.arange(128)[:, None] + torch.arange(192)).expand(1, 2, -1, -1).to(torch.uint8)[..., None]
+    places = set()
+    for _ in range(20):
+        pictures, seen = crops_around(frames.expand(-1, -1, -1, -1, 3), masks)
+        assert pictures.shape == (1, 3, 2, 64, 96, 3)
+        assert seen.shape == (1, 3, 3, 2, 64, 96)
+        corner = pictures[0, :, 0, 0, 0, 0].tolist()
+        # something of what sounds lies in its crop
+        assert seen[0, 0, 0, 1].any()
+        assert seen[0, 1, 1, 0].any()
+        assert not seen[0, :, 2].any()
+        for crop in range(3):
+            for sound, second, pixel in ((0, 1, 5 + 180), (1, 0, 60 + 20)):
+                inside = seen[0, crop, sound, second].nonzero()
+                if len(inside) == masks[0, sound, second].sum():
+                    y, x = inside[0].tolist()
+                    assert pictures[0, crop, second, y, x, 0] == pixel
+        places.add(tuple(corner))
+    assert len(places) > 15
+
+
+def test_plain_training_sees_crops_and_scores_whole_frames(scenes: Path) -> None:
+    clips = AvsBenchClips(scenes, "ms3", "train", size=64)
+    model = AvsMamba(NARROW)
+    model.rest_blocks()
+    batch = next(iter(clip_batches(clips, ClipOrder(len(clips), 2, seed=0), 0, pair=0.5)))
+    sizes: list[tuple[int, ...]] = []
+    model.visual_backbone.register_forward_pre_hook(lambda _, args: sizes.append(tuple(args[0].shape)))
+    objective = ClipObjective(model, crops=True).train()
+    loss, _ = objective(batch)
+    loss.backward()
+    objective.eval()(batch)
+    assert sizes == [(2 * 2 * 5, 3, 32, 32), (2 * 5, 3, 64, 64)]

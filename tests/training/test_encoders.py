@@ -263,3 +263,5 @@ def test_encoders_learn_alone_and_the_masks_start_from_them(tmp_path: Path, quic
 def test_encoders_cannot_learn_from_silence(quick: TrainingSettings) -> None:
     with pytest.raises(UsageError, match="leave out --mute"):
         replace(quick, stage="encoders", mute=True)
+    with pytest.raises(UsageError, match="leave out frozen_audio"):
+        replace(quick, stage="encoders", frozen_audio=True)

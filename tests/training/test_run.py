@@ -194,6 +194,15 @@ def test_plain_masks_leave_the_blocks_asleep_and_a_later_run_wakes_them(
     assert after.any()
 
 
+def test_a_frozen_audio_encoder_stays(tmp_path: Path, quick: TrainingSettings) -> None:
+    run = TrainingRun(tmp_path / "run", replace(quick, epochs=1, frozen_audio=True, stage="plain"))
+    before = {name: tensor.clone() for name, tensor in run.trainer.objective.state_dict().items()}
+    run.train()
+    after = run.trainer.objective.state_dict()
+    changed = {name.split(".")[1] for name, tensor in before.items() if not torch.equal(tensor, after[name])}
+    assert changed == {"visual_backbone", "audio_projection", "visual_projections", "pyramid", "head"}
+
+
 def test_fine_tuning_starts_from_a_checkpoint(tmp_path: Path, quick: TrainingSettings) -> None:
     best = TrainingRun(tmp_path / "first", quick).train()
     start = build_model(replace(quick, start_from=str(best), size=64))
@@ -333,10 +342,14 @@ def test_half_precision_without_a_gpu_is_refused(tmp_path: Path, quick: Training
         ({"start_from": "avs-mamba-tiny"}, ("",)),
         ({"frozen_statistics": "yes"}, ("",)),
         ({"start_from": "avs-mamba-tiny", "frozen_statistics": "no"}, ()),
+        ({"frozen_audio": True}, ("audio_encoder",)),
+        ({"frozen_audio": True, "init_visual": "v.pth"}, ("visual_backbone", "audio_encoder")),
+        ({"frozen_audio": True, "init_visual": "v.pth", "frozen_statistics": "no"}, ("audio_encoder",)),
+        ({"frozen_audio": True, "start_from": "avs-mamba-tiny"}, ("",)),
     ],
 )
 def test_statistics_are_frozen_where_they_are_trained(
-    quick: TrainingSettings, changes: dict[str, str], frozen: tuple[str, ...]
+    quick: TrainingSettings, changes: dict[str, object], frozen: tuple[str, ...]
 ) -> None:
     assert frozen_statistics(replace(quick, **changes)) == frozen  # type: ignore[arg-type]
 
