@@ -128,11 +128,12 @@ def clip_batches(clips: AvsBenchClips, order: ClipOrder, workers: int, *, pair: 
 SECONDS_AXIS = {"frames": -4, "log_mel": -4, "masks": -3, "annotated": -1, "heard": -2}
 
 
-def second_batches(batches: Iterator[ClipBatch], first: int = 0) -> Iterator[ClipBatch]:
+def second_batches(batches: Iterator[ClipBatch], first: int = 0, *, crops: float = 0.0) -> Iterator[ClipBatch]:
     """Batches of as many frames, each of a clip of its own: T batches of B clips become T of B * T single seconds.
 
     The seconds of a clip look alike, and a step learns more from different ones. The first group begins with its batch
-    `first`.
+    `first`. A share `crops` of each group, the same in all processes, is marked by `cropped`, a bool, for
+    `ClipObjective`.
     """
     while True:
         group = [next(batches)]
@@ -142,7 +143,9 @@ def second_batches(batches: Iterator[ClipBatch], first: int = 0) -> Iterator[Cli
         whole = {field: torch.cat([batch_tensor(batch, field) for batch in group]) for field in SECONDS_AXIS}
         for step in range(first % seconds, seconds):
             chosen = (torch.arange(len(names)) + step) % seconds
-            yield {"name": names, **{field: _seconds_of(tensor, field, chosen) for field, tensor in whole.items()}}
+            cropped = torch.tensor(step < round(crops * seconds))
+            parts = {field: _seconds_of(tensor, field, chosen) for field, tensor in whole.items()}
+            yield {"name": names, **parts, "cropped": cropped}
         first = 0
 
 
@@ -179,10 +182,8 @@ class ClipObjective(ModelObjective):
         frozen_statistics: Sequence[str] = (),
         mute: bool = False,
         binary: bool = False,
-        crops: bool = False,
     ) -> None:
         super().__init__(model, frozen_statistics)
-        self.crops = crops
         self.binary = binary
         self.class_weight = class_weight if model.config.heard_classes else 0.0
         if self.class_weight:
@@ -203,7 +204,7 @@ class ClipObjective(ModelObjective):
             annotated = annotated.repeat_interleave(sounds, 0)
         if self.mute:
             log_mel = torch.full_like(log_mel, SILENT_LOG_MEL)
-        if self.crops and self.training:
+        if "cropped" in batch and batch_tensor(batch, "cropped"):
             frames, masks = crops_around(frames, masks.unflatten(0, (-1, sounds)))
             views = masks.shape[1]
             frames, masks = frames.flatten(0, 1), masks.flatten(0, 2)

@@ -71,7 +71,6 @@ def _objective(model: AvsMamba, settings: TrainingSettings) -> ModelObjective:
         frozen_statistics=frozen,
         mute=settings.mute,
         binary=settings.semantic_loss == "binary",
-        crops=settings.stage == "plain",
     )
 
 
@@ -305,7 +304,7 @@ class TrainingRun:
         if encoders:
             batches = encoder_batches(batches, sounding_frames(self.clips), self.clips.augmentation, order)
         elif plain:
-            batches = second_batches(batches, within)
+            batches = second_batches(batches, within, crops=self.settings.crops)
         check = None
         if self.val is not None:
             check = encoder_validation(self.val) if encoders else validation(self.val, mute=self.settings.mute)

@@ -46,7 +46,7 @@ def test_a_file_keeps_every_setting(tmp_path: Path) -> None:
         ({"precision": "fp8"}, "precision"),
         ({"seed": -1}, "seed is -1"),
         ({"data": "caf\udce9"}, "the name is not UTF-8"),
-        ({"pair": 1.5}, "pair is 1.5, a probability is 0 to 1"),
+        ({"pair": 1.5}, "pair is 1.5, must be 0 to 1"),
         ({"resize": 0.5}, "resize is 0.5, must be 1"),
         ({"learning_rate": float("nan")}, "learning_rate is nan"),
         ({"start_from": "a", "backbone": "resnet50"}, "brings its own model"),
