@@ -99,8 +99,10 @@ def test_what_ends_one_process_ends_both_and_leaves_the_best(
     assert load_model(tmp_path / "two" / "best.safetensors")
 
 
-def test_two_processes_teach_the_encoders(tmp_path: Path, quick: TrainingSettings) -> None:
-    torch.multiprocessing.spawn(_one_of_two, (tmp_path, replace(quick, stage="encoders", batch=1)), nprocs=2)
+@pytest.mark.parametrize("stage", ["encoders", "plain"])
+def test_two_processes_run_the_stages_before_the_masks(tmp_path: Path, quick: TrainingSettings, stage: str) -> None:
+    settings = replace(quick, stage=stage, batch=1)
+    torch.multiprocessing.spawn(_one_of_two, (tmp_path, settings), nprocs=2)
     with (tmp_path / "two" / "val.csv").open() as file:
         assert [row["step"] for row in csv.DictReader(file)] == ["2", "4"]
     assert load_model(tmp_path / "two" / "best.safetensors", allow_untrained=True)
