@@ -3,11 +3,13 @@
     python weights/unpack_avset.py avset.zip runs/avset
     python weights/train_composed.py visual --folder runs/composed --minutes 60
     python weights/train_composed.py audio  --folder runs/composed --minutes 12
+    python weights/train_composed.py plain  --folder runs/composed --minutes 60
     python weights/train_composed.py joint  --folder runs/composed --minutes 60
     python weights/train_composed.py export --folder runs/composed
 
 `visual` teaches the backbone to segment the classes of single pictures, `audio` teaches the audio encoder to tell what
-sounds in single seconds, `joint` starts from both and trains the whole model on composed clips. Every stage goes on
+sounds in single seconds, `plain` starts from both and trains the model without its Mamba blocks on composed clips, and
+`joint` goes on from there, or from the encoders where there was no `plain`, with the whole model. Every stage goes on
 from its last checkpoint when started again, runs on a CUDA GPU where there is one, and may run under torchrun.
 `--mute` trains `joint` without its sound: what the pictures alone give away.
 """
@@ -56,14 +58,15 @@ SIZE = 128
 PICTURE_PHASES = ((0.9, 96), (1.0, SIZE))
 # up to which progress, how many seconds a clip, side of its pictures, clips a step and process: single seconds, because
 # a step costs by the frame and what sounds is learned from many scenes. Longer clips at the end scored lower
-PHASES = ((0.6, 1, 96, 6), (1.0, 1, SIZE, 6))
-FIRST_SEED = {"visual": 10_000_000, "audio": 20_000_000, "joint": 30_000_000}
+PHASES = {"joint": ((0.6, 1, 96, 6), (1.0, 1, SIZE, 6)), "plain": ((0.5, 1, 96, 16), (1.0, 1, SIZE, 16))}
+FIRST_SEED = {"visual": 10_000_000, "audio": 20_000_000, "joint": 30_000_000, "plain": 40_000_000}
 ENCODER_BATCH = {"visual": 16, "audio": 16}
 # what lies between a picture's two views; seconds of one recording teach less than seconds of two
 ENCODER_SECONDS = {"visual": 5, "audio": 2}
 VALIDATION_CLIPS = 60
 RANK_SEEDS = 1_000_000
-RATE_SCALES = {"model.visual_backbone.": 0.3}
+# in `plain` the backbone sees more pictures than it ever did alone
+RATE_SCALES = {"joint": {"model.visual_backbone.": 0.3}, "plain": {}}
 IDLE = 0.01
 
 
@@ -142,10 +145,16 @@ def finished(source: str) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in given.items() if not name.startswith("heard_head.")}
 
 
-def start(joint: JointObjective, options: argparse.Namespace) -> None:
-    """The encoders of the earlier stages, or with `--whole` everything from finished weights."""
+def start(joint: JointObjective, stage: str, options: argparse.Namespace) -> None:
+    """Everything of `plain`, or the encoders of the earlier stages, or with `--whole` everything from finished weights.
+
+    The class heads are the objective's own and come with `plain`.
+    """
     if options.whole:
         joint.model.load_state_dict(finished(options.start_from))
+        return
+    if stage == "joint" and (options.folder / "plain" / "last.pt").exists():
+        joint.load_state_dict(pretrained(options.folder, "plain", ""))
         return
     joint.model.visual_backbone.load_state_dict(pretrained(options.folder, "visual", "backbone."))
     joint.model.audio_encoder.load_state_dict(pretrained(options.folder, "audio", "encoder."))
@@ -172,7 +181,7 @@ def train(stage: str, options: argparse.Namespace) -> None:
     clips = TrainingClips(sources, "train", DrawSettings(size=SIZE))
     model = AvsMamba(preset(MODEL, input_size=SIZE))
     settings = TrainerSettings(learning_rate=options.learning_rate, minutes=options.minutes, validate_minutes=10)
-    if stage == "joint":
+    if stage in PHASES:
         joint = JointObjective(
             model,
             seen=clips.classes,
@@ -184,15 +193,17 @@ def train(stage: str, options: argparse.Namespace) -> None:
         )
         # it has seen every recording often by now, and a sixth of a step would go into it
         joint.model.audio_encoder.requires_grad_(False)
-        start(joint, options)
-        scales = {f"objective.{name}": scale for name, scale in RATE_SCALES.items()}
+        start(joint, stage, options)
+        if stage == "plain":
+            joint.model.rest_blocks()
+        scales = {f"objective.{name}": scale for name, scale in RATE_SCALES[stage].items()}
         trainer = Trainer(
             OnDevice(joint, mute=options.mute).to(device),
-            options.folder / ("joint-mute" if options.mute else "joint"),
+            options.folder / (f"{stage}-mute" if options.mute else stage),
             settings,
             learning_rate_scales=scales,
         )
-        train_joint(trainer, sources, options)
+        train_joint(trainer, stage, sources, options)
         return
     if options.start_from:
         model.load_state_dict(finished(options.start_from))
@@ -212,15 +223,15 @@ def train(stage: str, options: argparse.Namespace) -> None:
             trainer.train(batches(draw, first_seed, count, options.workers, collate), until=until)
 
 
-def train_joint(trainer: Trainer, sources: Sources, options: argparse.Namespace) -> None:
-    """The phases of the joint stage that are still to do."""
+def train_joint(trainer: Trainer, stage: str, sources: Sources, options: argparse.Namespace) -> None:
+    """The phases of `plain` or `joint` that are still to do."""
     trainer.restore()
     validate = validation(sources, mute=options.mute)
-    for until, seconds, size, count in PHASES:
+    for until, seconds, size, count in PHASES[stage]:
         if trainer.progress < until:
             clips = TrainingClips(sources, "train", DrawSettings(size=size, seconds=seconds))
-            # no step takes more than 8 pictures, so no seed comes twice
-            first_seed = FIRST_SEED["joint"] + RANK_SEEDS * rank() + trainer.step * 8
+            # no step takes more than 16 clips, so no seed comes twice
+            first_seed = FIRST_SEED[stage] + RANK_SEEDS * rank() + trainer.step * 16
             trainer.train(batches(clips.clip, first_seed, count, options.workers, collate), validate, until=until)
 
 
@@ -261,8 +272,8 @@ def shift_logits(model: AvsMamba, shift: float, channel: int) -> None:
 
 
 def export(options: argparse.Namespace) -> None:
-    """Writes the best joint checkpoint's averaged model and the manifest entry."""
-    state = load_checkpoint(options.folder / "joint" / options.checkpoint)
+    """Writes a checkpoint's averaged model and the manifest entry."""
+    state = load_checkpoint(options.folder / options.of / options.checkpoint)
     sources = load_sources(options.data)
     model = AvsMamba(preset(MODEL, input_size=SIZE, heard_classes=len(sources.classes) - 1))
     prefix = "objective.model."
@@ -302,7 +313,7 @@ def export(options: argparse.Namespace) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("stage", choices=["visual", "audio", "joint", "export"])
+    parser.add_argument("stage", choices=["visual", "audio", "plain", "joint", "export"])
     parser.add_argument("--folder", type=Path, default=Path("runs/composed"))
     parser.add_argument("--data", type=Path, default=Path("runs/avset"))
     parser.add_argument("--minutes", type=float, default=60)
@@ -311,10 +322,11 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device")
-    parser.add_argument("--from", dest="start_from", help="weights to go on from: an encoder, for `joint` the fusion")
-    parser.add_argument("--whole", action="store_true", help="`joint` goes on from all of --from, its encoders too")
-    parser.add_argument("--mute", action="store_true", help="train `joint` without sound")
+    parser.add_argument("--from", dest="start_from", help="weights to go on from: an encoder, later the fusion")
+    parser.add_argument("--whole", action="store_true", help="goes on from all of --from, its encoders too")
+    parser.add_argument("--mute", action="store_true", help="train the masks without sound")
     parser.add_argument("--checkpoint", default="best.pt", help="what `export` reads: best.pt or last.pt")
+    parser.add_argument("--of", choices=[*PHASES], default="joint", help="the stage that `export` reads")
     parser.add_argument("--shift", type=float, default=0.0, help="`export` adds this to all logits (see MODEL_CARD.md)")
     parser.add_argument("--blend", metavar="FILE", help="`export` takes the mean with these weights")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent)

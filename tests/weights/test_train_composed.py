@@ -12,6 +12,7 @@ import torch
 
 from avsseg.model.avs_mamba import AvsMamba
 from avsseg.model.config import preset
+from avsseg.training.checkpoints import save_checkpoint
 from avsseg.training.objectives import JointObjective
 from avsseg.weights import load_model
 from avsseg.weights.registry import shipped_weights
@@ -80,5 +81,20 @@ def test_the_whole_of_finished_weights_or_their_fusion_alone(recipe: ModuleType)
     for name, tensor in joint.model.state_dict().items():
         encoder = name.startswith(("visual_backbone.", "audio_encoder."))
         assert torch.equal(tensor, random[name] if encoder else finished[name])
-    recipe.start(joint, Namespace(whole=True, start_from=str(path)))
+    recipe.start(joint, "joint", Namespace(whole=True, start_from=str(path)))
     assert all(torch.equal(tensor, finished[name]) for name, tensor in joint.model.state_dict().items())
+
+
+def test_the_whole_model_goes_on_from_the_plain_one(recipe: ModuleType, tmp_path: Path) -> None:
+    def objective() -> JointObjective:
+        return JointObjective(AvsMamba(preset("avs-mamba-tiny")), seen=2, heard=2, foreground_weight=1.0)
+
+    plain = objective()
+    plain.model.rest_blocks()
+    (tmp_path / "plain").mkdir()
+    average = {f"objective.{name}": tensor for name, tensor in plain.state_dict().items()}
+    save_checkpoint(tmp_path / "plain" / "last.pt", {"average": average})
+    joint = objective()
+    recipe.start(joint, "joint", Namespace(whole=False, folder=tmp_path, start_from=None))
+    assert not joint.model.blocks_rest
+    assert all(torch.equal(tensor, plain.state_dict()[name]) for name, tensor in joint.state_dict().items())
