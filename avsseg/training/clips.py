@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import signal
 from collections.abc import Iterator, Sequence
 
@@ -128,25 +129,28 @@ def clip_batches(clips: AvsBenchClips, order: ClipOrder, workers: int, *, pair: 
 SECONDS_AXIS = {"frames": -4, "log_mel": -4, "masks": -3, "annotated": -1, "heard": -2}
 
 
-def second_batches(batches: Iterator[ClipBatch], first: int = 0, *, crops: float = 0.0) -> Iterator[ClipBatch]:
-    """Batches of as many frames, each of a clip of its own: T batches of B clips become T of B * T single seconds.
+def second_batches(
+    batches: Iterator[ClipBatch], seconds: int, *, first: int = 0, crops: float = 0.0
+) -> Iterator[ClipBatch]:
+    """Batches of single seconds: `seconds` batches of B clips become as many with one annotated second of each clip.
 
-    The seconds of a clip look alike, and a step learns more from different ones. The first group begins with its batch
-    `first`. A share `crops` of each group, the same in all processes, is marked by `cropped`, a bool, for
-    `ClipObjective`.
+    The seconds of a clip look alike, and a step learns more from different ones. The first batch is number `first` of a
+    run, of which `batches` begin with the group. A share `crops`, the same in all processes, is marked by `cropped`, a
+    bool, for `ClipObjective`.
     """
-    while True:
-        group = [next(batches)]
-        seconds = batch_tensor(group[0], "annotated").shape[1]
-        group += itertools.islice(batches, seconds - 1)
+    number = first
+    while group := list(itertools.islice(batches, seconds)):
         names = [name for batch in group for name in batch["name"]]
         whole = {field: torch.cat([batch_tensor(batch, field) for batch in group]) for field in SECONDS_AXIS}
-        for step in range(first % seconds, seconds):
-            chosen = (torch.arange(len(names)) + step) % seconds
-            cropped = torch.tensor(step < round(crops * seconds))
+        annotated = whole["annotated"] > 0
+        counts = annotated.sum(1).clamp(min=1)
+        for step in range(number % seconds, seconds):
+            which = (torch.arange(len(names)) + step) % counts
+            chosen = (annotated & (annotated.cumsum(1) == which[:, None] + 1)).int().argmax(1)
+            cropped = torch.tensor(math.floor((number + 1) * crops) > math.floor(number * crops))
             parts = {field: _seconds_of(tensor, field, chosen) for field, tensor in whole.items()}
             yield {"name": names, **parts, "cropped": cropped}
-        first = 0
+            number += 1
 
 
 def _seconds_of(clips: Tensor, field: str, chosen: Tensor) -> Tensor:

@@ -295,16 +295,16 @@ class TrainingRun:
         """
         first = self.trainer.step * self.settings.accumulate
         encoders, plain = (self.settings.stage == name for name in ("encoders", "plain"))
-        # batches of single seconds are made of those of a whole group
-        within = first % self.clips.seconds if plain else 0
-        order = self._order(first=first - within)
+        # single seconds are taken from the clips of a group of batches; of S4 one second of each is annotated
+        seconds = self.clips.seconds if plain and self.settings.subset != "s4" else 1
+        order = self._order(first=first - first % seconds)
         # of two sounds a muted model hears neither: which of them a picture is to be marked for would be chance
         pair = 0.0 if self.settings.mute or encoders else self.settings.pair
         batches = clip_batches(self.clips, order, self.settings.workers, pair=pair)
         if encoders:
             batches = encoder_batches(batches, sounding_frames(self.clips), self.clips.augmentation, order)
         elif plain:
-            batches = second_batches(batches, within, crops=self.settings.crops)
+            batches = second_batches(batches, seconds, first=first, crops=self.settings.crops)
         check = None
         if self.val is not None:
             check = encoder_validation(self.val) if encoders else validation(self.val, mute=self.settings.mute)

@@ -265,27 +265,28 @@ def test_batches_of_seconds_have_each_second_of_each_clip_once(sounds: int) -> N
             "frames": number[..., None, None, None].expand(-1, -1, 4, 4, 3),
             "log_mel": heard[..., None, None, None].expand(*heard.shape, 1, 96, 64),
             "masks": heard[..., None, None].expand(*heard.shape, 4, 4),
-            "annotated": number,
+            "annotated": torch.ones(B, T, dtype=torch.bool),
             "heard": heard[..., None].expand(*heard.shape, 5),
         }
 
-    batches = list(itertools.islice(second_batches(numbered(start) for start in range(0, 24, B)), 2 * T))
+    batches = list(itertools.islice(second_batches((numbered(start) for start in range(0, 24, B)), T), 2 * T))
     seen = []
     for batch in batches:
-        frames, annotated = batch_tensor(batch, "frames"), batch_tensor(batch, "annotated")
+        frames = batch_tensor(batch, "frames")
         assert frames.shape == (B * T, 1, 4, 4, 3)
-        assert torch.equal(frames[:, :, 0, 0, 0], annotated)
-        assert [f"clip {number // 10}" for number in annotated[:, 0].tolist()] == batch["name"]
-        assert len(set((annotated[:, 0] % 10).tolist())) == T
+        assert batch_tensor(batch, "annotated").shape == (B * T, 1)
+        numbers = frames[:, 0, 0, 0, 0]
+        assert [f"clip {number // 10}" for number in numbers.tolist()] == batch["name"]
+        assert len(set((numbers % 10).tolist())) == T
         for field in ("log_mel", "masks", "heard"):
             tensor = batch_tensor(batch, field)
             first = tensor if sounds == 1 else tensor[:, 0]
             assert first.shape[:2] == (B * T, 1)
-            assert (first == annotated.view(-1, *[1] * (first.ndim - 1))).all()
+            assert (first == numbers.view(-1, *[1] * (first.ndim - 1))).all()
             assert sounds == 1 or torch.equal(tensor[:, 1], -first)
-        seen += annotated[:, 0].tolist()
+        seen += numbers.tolist()
     assert sorted(seen) == [clip * 10 + second for clip in range(2 * B * T) for second in range(T)]
-    late = second_batches((numbered(start) for start in range(0, 24, B)), first=2)
+    late = second_batches((numbered(start) for start in range(0, 24, B)), T, first=2)
     for batch, expected in zip(itertools.islice(late, 4), batches[2:], strict=True):
         assert torch.equal(batch_tensor(batch, "masks"), batch_tensor(expected, "masks"))
 
@@ -324,7 +325,28 @@ def test_a_share_of_the_batches_of_seconds_is_seen_in_crops(scenes: Path) -> Non
     model.visual_backbone.register_forward_pre_hook(lambda _, args: sizes.append(tuple(args[0].shape)))
     objective = ClipObjective(model)
     batches = clip_batches(clips, ClipOrder(len(clips), 2, seed=0), 0, pair=0.5)
-    for batch in itertools.islice(second_batches(batches, crops=0.6), 5):
+    for batch in itertools.islice(second_batches(batches, 5, crops=0.6), 5):
         loss, _ = objective(batch)
         loss.backward()
-    assert sizes == [(2 * 2 * 5, 3, 32, 32)] * 3 + [(2 * 5, 3, 64, 64)] * 2
+    whole, cropped = (2 * 5, 3, 64, 64), (2 * 2 * 5, 3, 32, 32)
+    assert sizes == [whole, cropped, whole, cropped, cropped]
+
+
+def test_only_annotated_seconds_are_taken() -> None:
+    T, truth = 3, [[True, False, False], [False, True, True], [False, False, False]]
+    batch: ClipBatch = {
+        "name": ["a", "b", "c"],
+        "frames": torch.arange(T).expand(3, -1)[..., None, None, None],
+        "log_mel": torch.zeros(3, T, 1, 96, 64),
+        "masks": torch.zeros(3, T, 4, 4),
+        "annotated": torch.tensor(truth),
+        "heard": torch.zeros(3, T, 0),
+    }
+    steps = list(itertools.islice(second_batches(iter([batch] * 3), T), T))
+    # three groups alike, one behind the other in each step
+    taken = torch.stack([batch_tensor(step, "frames")[:, 0, 0, 0, 0] for step in steps])
+    assert set(taken[:, [0, 3, 6]].flatten().tolist()) == {0}
+    assert set(taken[:, [1, 4, 7]].flatten().tolist()) == {1, 2}
+    assert torch.equal(batch_tensor(steps[0], "annotated")[:, 0], torch.tensor([True, True, False] * 3))
+    (alone,) = itertools.islice(second_batches(iter([batch]), 1), 1)
+    assert batch_tensor(alone, "frames").shape[:2] == (3, 1)
