@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from avsseg.data.retexture import retexture
 from avsseg.errors import UsageError
 
 _GREY = np.array([0.299, 0.587, 0.114], np.float32)  # BT.601 luma
@@ -34,6 +35,7 @@ class Augmentation:
         hue: largest turn, in degrees.
         recolour: probability that red, green and blue change places, each with a gain and a shift of its own; of
             these pictures a third become their negative.
+        retexture: probability of other textures, by a random convolution.
         rotate: largest turn of the picture, in degrees, about its middle; the rest is black, with truth 0.
         gain_db: largest change of the sound's level in either direction, even in dB.
         noise_db: level of the white noise that is added, in dB of full scale (RMS), such as -40; None adds none.
@@ -50,6 +52,7 @@ class Augmentation:
     saturation: tuple[float, float] = (0.5, 1.5)
     hue: float = 18.0
     recolour: float = 0.0
+    retexture: float = 0.0
     rotate: float = 0.0
     gain_db: float = 0.0
     noise_db: float | None = None
@@ -57,7 +60,7 @@ class Augmentation:
     mix_db: float = -15.0
 
     def __post_init__(self) -> None:
-        for name in ("flip", "photometric", "recolour", "mix"):
+        for name in ("flip", "photometric", "recolour", "retexture", "mix"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UsageError(f"augmentation: {name} is {getattr(self, name)}, a probability is 0 to 1")
         for name in ("resize", "contrast", "saturation"):
@@ -96,14 +99,21 @@ def augment(
     seen = [_look(frame, view, size, Image.Resampling.BILINEAR, angle) for frame in frames]
     if colours is not None:
         seen = [frame.convert("RGB", colours) for frame in seen]
-    pictures = np.stack([np.asarray(frame) for frame in seen])
+    pictures = _retextured(np.stack([np.asarray(frame) for frame in seen]), augmentation, rng)
     return pictures, [_look(mask, view, truth_size, Image.Resampling.NEAREST, angle) for mask in masks]
 
 
 def distort(frame: NDArray[np.uint8], augmentation: Augmentation, rng: np.random.Generator) -> NDArray[np.uint8]:
-    """A frame (H, W, 3) after one draw of the colours alone."""
+    """A frame (H, W, 3) after one draw of the colours and textures alone."""
     colours = _draw_colours(augmentation, rng)
-    return frame if colours is None else np.asarray(Image.fromarray(frame).convert("RGB", colours))
+    coloured = frame if colours is None else np.asarray(Image.fromarray(frame).convert("RGB", colours))
+    return _retextured(coloured[None], augmentation, rng)[0]
+
+
+def _retextured(frames: NDArray[np.uint8], augmentation: Augmentation, rng: np.random.Generator) -> NDArray[np.uint8]:
+    if augmentation.retexture and rng.uniform() < augmentation.retexture:
+        return retexture(frames, rng)
+    return frames
 
 
 def augment_sound(

@@ -206,6 +206,7 @@ class TrainingRun:
                 rotate=settings.rotate,
                 hue=settings.hue,
                 recolour=settings.recolour,
+                retexture=settings.retexture,
             )
         root = Path(settings.data)
         self.clips = AvsBenchClips(

@@ -71,6 +71,7 @@ class TrainingSettings:
     rotate: float = 0.0  # largest turn, degrees
     hue: float = 18.0  # largest turn of the colours, degrees
     recolour: float = 0.0  # probability of other colours altogether, for classes that colour says nothing about
+    retexture: float = 0.0  # probability of other textures, likewise
     crops: float = 0.6  # of stage plain: share of steps that see what sounds at half the picture's side
     audio_gain_db: float = 0.0
     audio_noise_db: float = 0.0  # level of white noise in dB, such as -40; 0: none
@@ -121,7 +122,7 @@ class TrainingSettings:
             raise UsageError(f"ema_decay is {self.ema_decay}, must be at least 0 (no average) and below 1")
         if self.resize < 1:
             raise UsageError(f"resize is {self.resize}, must be 1 (none) or more")
-        for name in ("pair", "recolour", "crops"):
+        for name in ("pair", "recolour", "retexture", "crops"):
             if getattr(self, name) > 1:
                 raise UsageError(f"{name} is {getattr(self, name)}, must be 0 to 1")
         if self.epochs == 0 and self.minutes == 0:
