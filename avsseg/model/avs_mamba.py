@@ -75,7 +75,7 @@ class AvsMamba(nn.Module):
         """Makes every block of MTE, MAD and CIP's contexts the identity, by zeros in its last layer; `fuse` then skips
         them. Without `blocks_rest` the same weights give the same, and the blocks can learn on from there.
         """
-        for module in self.modules():
+        for module in (m for part in (self.encoder, self.decoder, self.pyramid) for m in part.modules()):
             if isinstance(module, GatedScanBlock):
                 module.out_proj.weight.zero_()
             elif isinstance(module, MixFFN):
