@@ -51,13 +51,14 @@ class AvsMamba(nn.Module):
     `channels` are those of the backbone's four scales, finest first.
     """
 
+    blocks_rest = False
+
     def __init__(self, config: AvsMambaConfig) -> None:
         super().__init__()
         self.config = config
         self.visual_backbone, self.channels = build_backbone(config.backbone, drop_path=config.drop_path)
         self.audio_encoder = build_audio_encoder(config.audio_encoder)
         self._build_fusion(config, self.channels)
-        self.blocks_rest = False
 
     def _build_fusion(self, config: AvsMambaConfig, channels: Sequence[int]) -> None:
         self.audio_projection = nn.Linear(EMBEDDING_DIM, config.dim)

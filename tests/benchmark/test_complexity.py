@@ -47,8 +47,8 @@ def test_the_scans_of_a_model_are_those_of_its_plans(encoder_only: AvsMamba) -> 
         complexity(encoder_only, *random_clips(1, side, T, torch.device("cpu"))) for side in (SIDE // 2, 2 * SIDE)
     )
     assert larger.scan_flops == 4 * counts.scan_flops
-    # what grows grows with the area: the sound stays as it is
-    assert larger.flops - counts.flops == pytest.approx(4 * (counts.flops - smaller.flops))
+    # what grows grows with the area, but for the outermost pixels of the head's: the sound stays as it is
+    assert larger.flops - counts.flops == pytest.approx(4 * (counts.flops - smaller.flops), rel=2e-3)
     assert counts.parameters == sum(p.numel() for p in encoder_only.parameters())
     assert 0 < counts.backbone_parameters < counts.parameters
 
