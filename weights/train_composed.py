@@ -27,6 +27,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.distributed
+import torch.nn.functional as F
 from composed_benchmark import BENCHMARK, VAL_SEEDS
 from composed_clips import DrawSettings, TrainingClips, load_sources
 from rendered_clips import batches
@@ -241,9 +242,11 @@ def idle_channel(model: AvsMamba, clips: Iterable[tuple[Tensor, Tensor, Tensor]]
     moved, weight = [], model.head.classify.weight.abs().sum(0).flatten()
 
     def watch(_: nn.Module, __: object, output: Tensor) -> None:
-        moved.append(output.relu().mean((0, 2, 3)) * weight)
+        # at full size: the head itself calls `refine` at the picture's edges alone
+        hidden = model.head.refine(F.interpolate(output, scale_factor=4, mode="bilinear"))
+        moved.append(hidden.relu().mean((0, 2, 3)) * weight)
 
-    handle = model.head.refine.register_forward_hook(watch)
+    handle = model.head.reduce.register_forward_hook(watch)
     for frames, log_mel, _ in clips:
         model(normalise(frames)[None], log_mel[None])
     handle.remove()

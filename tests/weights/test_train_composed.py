@@ -40,6 +40,22 @@ def test_a_shift_reaches_every_logit_alike(recipe: ModuleType) -> None:
         torch.testing.assert_close(model(*inputs), before + 0.75)
 
 
+def test_a_channel_that_is_on_away_from_the_edges_is_not_idle(recipe: ModuleType) -> None:
+    model = AvsMamba(preset("avs-mamba-tiny", input_size=32)).eval()
+    inside = torch.zeros(2, 24, 8, 8)
+    inside[:, :, 3:5, 3:5] = 1
+    model.head.reduce.register_forward_hook(lambda *_: inside)
+    with torch.no_grad():
+        model.head.refine.weight.zero_()
+        model.head.refine.bias.fill_(100)  # on wherever one looks, but for two
+        model.head.refine.bias[4] = 0
+        model.head.refine.weight[4] = 1  # on in the middle alone
+        model.head.refine.bias[6] = 1e-3
+        model.head.classify.weight.fill_(1)
+    clips = [(torch.randint(0, 256, (2, 32, 32, 3)), torch.randn(2, 1, 96, 64), torch.zeros(2, 32, 32))]
+    assert recipe.idle_channel(model, clips) == 6
+
+
 def test_shifts_are_compared_as_they_would_be_made(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "weights"))
     check = importlib.import_module("check_composed")
