@@ -146,17 +146,27 @@ def finished(source: str) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in given.items() if not name.startswith("heard_head.")}
 
 
+def run_name(stage: str, options: argparse.Namespace) -> str:
+    """The folder of a stage that may be muted."""
+    return f"{stage}-mute" if options.mute else stage
+
+
 def start(joint: JointObjective, stage: str, options: argparse.Namespace) -> None:
-    """Everything of `plain`, or the encoders of the earlier stages, or with `--whole` everything from finished weights.
+    """With `--whole` everything from finished weights; else everything of `plain`, unless `--from` names another start;
+    else the encoders of the earlier stages, with `--from` also its fusion.
 
     The class heads are the objective's own and come with `plain`.
     """
     if options.whole:
+        logging.info("starts from %s", options.start_from)
         joint.model.load_state_dict(finished(options.start_from))
         return
-    if stage == "joint" and (options.folder / "plain" / "last.pt").exists():
-        joint.load_state_dict(pretrained(options.folder, "plain", ""))
+    plain = run_name("plain", options)
+    if stage == "joint" and not options.start_from and (options.folder / plain / "last.pt").exists():
+        logging.info("starts from %s", options.folder / plain)
+        joint.load_state_dict(pretrained(options.folder, plain, ""))
         return
+    logging.info("starts from the encoders in %s", options.folder)
     joint.model.visual_backbone.load_state_dict(pretrained(options.folder, "visual", "backbone."))
     joint.model.audio_encoder.load_state_dict(pretrained(options.folder, "audio", "encoder."))
     joint.audio_head.load_state_dict(pretrained(options.folder, "audio", "head."))
@@ -200,7 +210,7 @@ def train(stage: str, options: argparse.Namespace) -> None:
         scales = {f"objective.{name}": scale for name, scale in RATE_SCALES[stage].items()}
         trainer = Trainer(
             OnDevice(joint, mute=options.mute).to(device),
-            options.folder / (f"{stage}-mute" if options.mute else stage),
+            options.folder / run_name(stage, options),
             settings,
             learning_rate_scales=scales,
         )
@@ -295,7 +305,8 @@ def export(options: argparse.Namespace) -> None:
     provenance = {
         "data": "avset.zip (pictures, masks, recordings), split train; rendered scenes of avsseg, split train",
         "recipe": "weights/train_composed.py",
-        "joint_steps": state["step"],
+        "stage": options.of,
+        "steps": state["step"],
         "minutes": round(state["elapsed_s"] / 60, 1),
         "logit_shift": options.shift,
         "blended_with": hashlib.sha256(Path(options.blend).read_bytes()).hexdigest() if options.blend else "",
@@ -336,6 +347,8 @@ def main() -> None:
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     torch.set_num_threads(options.threads)
+    if options.whole and not options.start_from:
+        parser.error("--whole needs --from")
     if options.stage == "export":
         export(options)
         return

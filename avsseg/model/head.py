@@ -108,11 +108,12 @@ def cell_weights() -> Tensor:
     """How the 3x3 kernel of full-size pixels becomes one of cells, STRIDE x STRIDE of which lie in each: bilinear
     upsampling and convolution are both linear. (9, STRIDE^2 * 9): from kernel taps to the taps of each pixel's kernel.
     """
-    along = torch.zeros(STRIDE, 3, 3)  # pixel in the cell, tap, neighbouring cell - 1
+    # pixel in the cell, tap, neighbouring cell - 1; a model that is built on meta has no other place to get them from
+    along = torch.zeros(STRIDE, 3, 3, device="cpu")
     for pixel in range(STRIDE):
         for tap in range(3):
             position = (pixel + tap - 0.5) / STRIDE + 0.5  # 0 is the centre of the neighbour before, 1 the cell's own
-            along[pixel, tap] = (1 - (position - torch.arange(3.0)).abs()).clamp(min=0)
+            along[pixel, tap] = (1 - (position - torch.arange(3.0, device="cpu")).abs()).clamp(min=0)
     return torch.einsum("pkd,qle->klpqde", along, along).reshape(9, -1)
 
 

@@ -132,24 +132,30 @@ SECONDS_AXIS = {"frames": -4, "log_mel": -4, "masks": -3, "annotated": -1, "hear
 def second_batches(
     batches: Iterator[ClipBatch], seconds: int, *, first: int = 0, crops: float = 0.0
 ) -> Iterator[ClipBatch]:
-    """Batches of single seconds: `seconds` batches of B clips become as many with one annotated second of each clip.
+    """Batches of single seconds: the annotated seconds of `seconds` batches of clips, dealt out to as many batches.
 
-    The seconds of a clip look alike, and a step learns more from different ones. The first batch is number `first` of a
-    run, of which `batches` begin with the group. A share `crops`, the same in all processes, is marked by `cropped`, a
-    bool, for `ClipObjective`.
+    The seconds of a clip look alike, and a step learns more from different ones. A clip without any has its first in
+    them, which is not annotated. The first batch is number `first` of a run, of which `batches` begin with the group.
+    A share `crops`, the same in all processes, is marked by `cropped`, a bool, for `ClipObjective`.
     """
     number = first
     while group := list(itertools.islice(batches, seconds)):
         names = [name for batch in group for name in batch["name"]]
         whole = {field: torch.cat([batch_tensor(batch, field) for batch in group]) for field in SECONDS_AXIS}
-        annotated = whole["annotated"] > 0
-        counts = annotated.sum(1).clamp(min=1)
+        pairs = []
+        for clip, annotated in enumerate(whole["annotated"]):
+            there = annotated.nonzero().flatten().tolist() or [0]
+            turn = clip % len(there)  # else a batch would have the same second of every clip
+            pairs += [(clip, second) for second in (*there[turn:], *there[:turn])]
+        small = all(crop_side(side) < side for side in whole["frames"].shape[2:4])
         for step in range(number % seconds, seconds):
-            which = (torch.arange(len(names)) + step) % counts
-            chosen = (annotated & (annotated.cumsum(1) == which[:, None] + 1)).int().argmax(1)
-            cropped = torch.tensor(math.floor((number + 1) * crops) > math.floor(number * crops))
-            parts = {field: _seconds_of(tensor, field, chosen) for field, tensor in whole.items()}
-            yield {"name": names, **parts, "cropped": cropped}
+            clips, chosen = torch.tensor(pairs[step::seconds]).unbind(1)
+            cropped = small and math.floor((number + 1) * crops) > math.floor(number * crops)
+            yield {
+                "name": [names[clip] for clip in clips.tolist()],
+                **{field: _seconds_of(tensor[clips], field, chosen) for field, tensor in whole.items()},
+                "cropped": torch.tensor(cropped),
+            }
             number += 1
 
 
@@ -198,10 +204,9 @@ class ClipObjective(ModelObjective):
     def forward(self, batch: ClipBatch) -> tuple[Tensor, dict[str, float]]:
         device = next(self.model.parameters()).device
         frames, log_mel, masks, annotated = (
-            batch_tensor(batch, name).to(device, non_blocking=True)
-            for name in ("frames", "log_mel", "masks", "annotated")
+            batch_tensor(batch, name) for name in ("frames", "log_mel", "masks", "annotated")
         )
-        sounds = 1
+        sounds, views = 1, 1
         if log_mel.ndim == 6:
             sounds = log_mel.shape[1]
             log_mel, masks = log_mel.flatten(0, 1), masks.flatten(0, 1)
@@ -209,13 +214,15 @@ class ClipObjective(ModelObjective):
         if self.mute:
             log_mel = torch.full_like(log_mel, SILENT_LOG_MEL)
         if "cropped" in batch and batch_tensor(batch, "cropped"):
+            # before they go to a GPU, which would have to wait for the place of every crop
             frames, masks = crops_around(frames, masks.unflatten(0, (-1, sounds)))
             views = masks.shape[1]
             frames, masks = frames.flatten(0, 1), masks.flatten(0, 2)
             annotated = annotated.unflatten(0, (-1, sounds)).repeat_interleave(views, 0).flatten(0, 1)
-            stages = self.model.stages(normalise(frames), log_mel, sounds=sounds, views=views)
-        else:
-            stages = self.model.stages(normalise(frames), log_mel, sounds=sounds)
+        frames, log_mel, masks, annotated = (
+            tensor.to(device, non_blocking=True) for tensor in (frames, log_mel, masks, annotated)
+        )
+        stages = self.model.stages(normalise(frames), log_mel, sounds=sounds, views=views)
         layer_logits = [logits.float() for logits in self.model.layer_logits_of(stages, frames.shape[2:4])]
         share = _share_of_all(annotated.sum())
         if layer_logits[-1].shape[2] > 1:
@@ -247,17 +254,23 @@ class ClipObjective(ModelObjective):
         return seeing + hearing, {"seen": float(seeing.detach()), "heard": float(hearing.detach())}
 
 
-def crops_around(frames: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
-    """For each sound of each clip the half of the picture's sides around what it marks, or any where it marks nothing.
+def crop_side(side: int) -> int:
+    """About half a picture's side that the backbone can take."""
+    return max(COARSEST_STRIDE, round(side / 2 / COARSEST_STRIDE) * COARSEST_STRIDE)
 
-    frames (B, T, H, W, 3), masks (B, S, T, H, W) -> (B, S, T, H/2, W/2, 3) and, of all sounds, (B, S, S, T, H/2, W/2).
+
+def crops_around(frames: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
+    """For each sound of each clip a crop, `crop_side` wide and high, around what it marks, or any if it marks nothing.
+
+    frames (B, T, H, W, 3), masks (B, S, T, H, W) -> (B, S, T, h, w, 3) and, of all sounds, (B, S, S, T, h, w).
     """
     B, S, _, H, W = masks.shape
-    h, w = (min(side, max(COARSEST_STRIDE, round(side / 2 / COARSEST_STRIDE) * COARSEST_STRIDE)) for side in (H, W))
+    h, w = crop_side(H), crop_side(W)
+    known = (masks > 0) & (masks != UNKNOWN)
     pictures, seen = [], []
     for clip in range(B):
         for sound in range(S):
-            marked = masks[clip, sound].any(0).nonzero()
+            marked = known[clip, sound].any(0).nonzero()
             top, left = int(torch.randint(H - h + 1, ())), int(torch.randint(W - w + 1, ()))
             if len(marked):
                 y, x = marked[int(torch.randint(len(marked), ()))].tolist()

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from avsseg.data.augment import Augmentation, distort
 from avsseg.data.avsbench import AvsBenchClips
 from avsseg.errors import DataError, printable
-from avsseg.model.avs_mamba import COARSEST_STRIDE, AvsMamba, normalise
-from avsseg.training.clips import ClipBatch, ClipOrder, batch_tensor, collate
+from avsseg.model.avs_mamba import AvsMamba, normalise
+from avsseg.training.clips import ClipBatch, ClipOrder, batch_tensor, collate, crop_side
 from avsseg.training.losses import UNKNOWN, bce_loss, dice_loss
 from avsseg.training.objectives import ModelObjective, hearing_loss
 from avsseg.training.trainer import Validation
@@ -136,7 +136,7 @@ class EncoderObjective(ModelObjective):
         """Logits (N, K, h, w) of crops, which share of each of their pixels is marked (N, h, w), and classes (N,)."""
         device = next(self.model.parameters()).device
         frames, marked, classes = (batch_tensor(batch, name).to(device) for name in ("frames", "marked", "classes"))
-        side = max(COARSEST_STRIDE, round(frames.shape[1] / 2 / COARSEST_STRIDE) * COARSEST_STRIDE)
+        side = crop_side(frames.shape[1])
         change = Change(SHIFT, self.resize, self.rotate, flip=True) if self.training else Change()
         pictures, seen = sounding_crops(frames, marked, side, change)
         logits = self.class_head(self.model.picture_feature(normalise(pictures))).float()

@@ -296,8 +296,8 @@ class TrainingRun:
         """
         first = self.trainer.step * self.settings.accumulate
         encoders, plain = (self.settings.stage == name for name in ("encoders", "plain"))
-        # single seconds are taken from the clips of a group of batches; of S4 one second of each is annotated
-        seconds = self.clips.seconds if plain and self.settings.subset != "s4" else 1
+        # single seconds are taken from the clips of a group of batches
+        seconds = self.clips.seconds if plain else 1
         order = self._order(first=first - first % seconds)
         # of two sounds a muted model hears neither: which of them a picture is to be marked for would be chance
         pair = 0.0 if self.settings.mute or encoders else self.settings.pair

@@ -118,6 +118,8 @@ class TrainingSettings:
             raise UsageError("stage encoders learns from the sound: leave out --mute")
         if self.stage == "encoders" and self.frozen_audio:
             raise UsageError("stage encoders teaches the audio encoder: leave out frozen_audio")
+        if self.frozen_audio and not (self.start_from or self.init_audio):
+            raise UsageError("frozen_audio would keep random weights: give --from or --init-audio, or leave it out")
         if not 0 <= self.ema_decay < 1:
             raise UsageError(f"ema_decay is {self.ema_decay}, must be at least 0 (no average) and below 1")
         if self.resize < 1:

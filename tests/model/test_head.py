@@ -94,3 +94,11 @@ def test_kernels_of_cells_are_not_rounded_by_autocast() -> None:
         patch.setattr(F, "conv2d", spied)
         head.full_size(x)
     assert seen[0].dtype == torch.float32
+
+
+def test_a_head_built_on_meta_has_what_its_checkpoint_lacks() -> None:
+    here = MaskHead(preset("avs-mamba-tiny"))
+    with torch.device("meta"):
+        there = MaskHead(preset("avs-mamba-tiny"))
+    there.load_state_dict(here.state_dict(), assign=True)
+    assert torch.equal(there.cell_weights, here.cell_weights)

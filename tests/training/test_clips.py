@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -297,6 +298,7 @@ def test_crops_lie_around_what_each_sound_marks() -> None:
     masks[0, 0, 1, 5:9, 180:190] = 1
     masks[0, 1, 0, 60:70, 20:30] = 1
     frames = (torch.arange(128)[:, None] + torch.arange(192)).expand(1, 2, -1, -1).to(torch.uint8)[..., None]
+    masks[0, 2, 1, 100:, :40] = 255  # unknown, so nothing that is marked
     places = set()
     for _ in range(20):
         pictures, seen = crops_around(frames.expand(-1, -1, -1, -1, 3), masks)
@@ -306,7 +308,7 @@ def test_crops_lie_around_what_each_sound_marks() -> None:
         # something of what sounds lies in its crop
         assert seen[0, 0, 0, 1].any()
         assert seen[0, 1, 1, 0].any()
-        assert not seen[0, :, 2].any()
+        assert not (seen[0, :, 2] == 1).any()
         for crop in range(3):
             for sound, second, pixel in ((0, 1, 5 + 180), (1, 0, 60 + 20)):
                 inside = seen[0, crop, sound, second].nonzero()
@@ -343,10 +345,52 @@ def test_only_annotated_seconds_are_taken() -> None:
         "heard": torch.zeros(3, T, 0),
     }
     steps = list(itertools.islice(second_batches(iter([batch] * 3), T), T))
-    # three groups alike, one behind the other in each step
-    taken = torch.stack([batch_tensor(step, "frames")[:, 0, 0, 0, 0] for step in steps])
-    assert set(taken[:, [0, 3, 6]].flatten().tolist()) == {0}
-    assert set(taken[:, [1, 4, 7]].flatten().tolist()) == {1, 2}
-    assert torch.equal(batch_tensor(steps[0], "annotated")[:, 0], torch.tensor([True, True, False] * 3))
-    (alone,) = itertools.islice(second_batches(iter([batch]), 1), 1)
-    assert batch_tensor(alone, "frames").shape[:2] == (3, 1)
+    # three batches alike: each annotated second once, and of a clip that has none the first
+    taken = [
+        (name, *pair)
+        for step in steps
+        for name, *pair in zip(
+            step["name"],
+            batch_tensor(step, "frames").flatten().tolist(),
+            batch_tensor(step, "annotated").flatten().tolist(),
+            strict=True,
+        )
+    ]
+    wanted = [("a", 0, True), ("b", 1, True), ("b", 2, True), ("c", 0, False)]
+    assert sorted(taken) == sorted(3 * wanted)
+    assert [len(step["name"]) for step in steps] == [4, 4, 4]
+
+
+@pytest.mark.parametrize("subset", ["s4", "avss"])
+def test_seconds_of_other_subsets(subset: str) -> None:
+    """One annotated second of a clip, or several classes with unknown pixels: whole, then in crops."""
+    T, side, classes = 4, 64, 71 if subset == "avss" else 1
+    torch.manual_seed(0)
+    model = AvsMamba(replace(NARROW, num_classes=classes))
+    model.rest_blocks()
+    objective = ClipObjective(model)
+    masks = torch.zeros(2, T, side, side, dtype=torch.uint8)
+    masks[:, :, 8:30, 8:30] = classes - 1 if subset == "avss" else 1
+    if subset == "avss":
+        masks[:, :, 40:] = 255
+    annotated = torch.ones(2, T, dtype=torch.bool) if subset == "avss" else (torch.arange(T) == 0).expand(2, -1)
+    batch: ClipBatch = {
+        "name": ["a", "b"],
+        "frames": torch.randint(256, (2, T, side, side, 3), dtype=torch.uint8),
+        "log_mel": torch.randn(2, T, 1, 96, 64),
+        "masks": masks,
+        "annotated": annotated,
+        "heard": torch.zeros(2, T, 0),
+    }
+    sides = []
+    model.visual_backbone.register_forward_pre_hook(lambda _, args: sides.append(args[0].shape[-1]))
+    for step in itertools.islice(second_batches(iter([batch] * T), T, crops=0.5), T):
+        assert len(step["name"]) == (2 * T if subset == "avss" else 2)
+        assert batch_tensor(step, "annotated").all()
+        model.zero_grad()
+        loss, _ = objective(step)
+        loss.backward()
+        assert math.isfinite(loss.item())
+        assert model.head.classify.weight.grad is not None
+        assert model.head.classify.weight.grad.any()
+    assert sides == [64, 32, 64, 32]

@@ -260,8 +260,10 @@ def test_encoders_learn_alone_and_the_masks_start_from_them(tmp_path: Path, quic
     assert not torch.equal(other.state_dict()["heard_head.weight"], start["heard_head.weight"])
 
 
-def test_encoders_cannot_learn_from_silence(quick: TrainingSettings) -> None:
+def test_encoders_cannot_learn_from_silence_nor_stay_random(quick: TrainingSettings) -> None:
     with pytest.raises(UsageError, match="leave out --mute"):
         replace(quick, stage="encoders", mute=True)
     with pytest.raises(UsageError, match="leave out frozen_audio"):
         replace(quick, stage="encoders", frozen_audio=True)
+    with pytest.raises(UsageError, match="frozen_audio would keep random weights: give --from"):
+        replace(quick, frozen_audio=True)
