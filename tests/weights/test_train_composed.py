@@ -10,6 +10,7 @@ from types import ModuleType
 import pytest
 import torch
 
+from avsseg.errors import AvssegError
 from avsseg.model.avs_mamba import AvsMamba
 from avsseg.model.config import preset
 from avsseg.training.checkpoints import save_checkpoint
@@ -111,6 +112,13 @@ def test_the_whole_model_goes_on_from_the_plain_one(recipe: ModuleType, tmp_path
     average = {f"objective.{name}": tensor for name, tensor in plain.state_dict().items()}
     save_checkpoint(tmp_path / "plain" / "last.pt", {"average": average})
     joint = objective()
-    recipe.start(joint, "joint", Namespace(whole=False, folder=tmp_path, start_from=None))
+    recipe.start(joint, "joint", Namespace(whole=False, mute=False, folder=tmp_path, start_from=None))
     assert not joint.model.blocks_rest
     assert all(torch.equal(tensor, plain.state_dict()[name]) for name, tensor in joint.state_dict().items())
+    # what was trained without sound goes on from what was, and another start that is named counts
+    for options in (
+        Namespace(whole=False, mute=True, folder=tmp_path, start_from=None),
+        Namespace(whole=False, mute=False, folder=tmp_path, start_from="avs-mamba-tiny"),
+    ):
+        with pytest.raises(AvssegError, match="visual"):
+            recipe.start(objective(), "joint", options)
