@@ -191,7 +191,12 @@ def train(stage: str, options: argparse.Namespace) -> None:
     sources = load_sources(options.data)
     clips = TrainingClips(sources, "train", DrawSettings(size=SIZE))
     model = AvsMamba(preset(MODEL, input_size=SIZE))
-    settings = TrainerSettings(learning_rate=options.learning_rate, minutes=options.minutes, validate_minutes=10)
+    settings = TrainerSettings(
+        learning_rate=options.learning_rate,
+        precision=options.precision,
+        minutes=options.minutes,
+        validate_minutes=10,
+    )
     if stage in PHASES:
         joint = JointObjective(
             model,
@@ -332,6 +337,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=Path("runs/avset"))
     parser.add_argument("--minutes", type=float, default=60)
     parser.add_argument("--learning-rate", type=float, default=1e-3)
+    parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
