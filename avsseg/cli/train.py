@@ -113,7 +113,12 @@ def train(
         ),
     ] = None,
     size: Annotated[
-        int | None, typer.Option(help="Side of the square input, in pixels.", show_default=False, rich_help_panel=_WHAT)
+        int | None,
+        typer.Option(
+            help="Side of the square input, in pixels. Default: that of --from, else 128.",
+            show_default=False,
+            rich_help_panel=_WHAT,
+        ),
     ] = None,
     mute: Annotated[
         bool | None,

@@ -16,7 +16,7 @@ import logging
 import math
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
@@ -36,10 +36,10 @@ from avsseg.training.curves import draw_curves
 from avsseg.training.encoders import EncoderObjective, encoder_batches, encoder_validation, sounding_frames
 from avsseg.training.objectives import ModelObjective
 from avsseg.training.run_log import LOGS
-from avsseg.training.settings import TrainingSettings, write_toml
+from avsseg.training.settings import DEFAULT_SIZE, TrainingSettings, write_toml
 from avsseg.training.trainer import Interrupted, NonFiniteError, Progress, Trainer, TrainerSettings
 from avsseg.weights.pretrained import load_audio_weights, load_backbone_weights
-from avsseg.weights.store import BINARY_CATEGORIES, load_model, save_model
+from avsseg.weights.store import BINARY_CATEGORIES, LoadedModel, load_model, save_model
 from avsseg.writers.base import output_errors, written_whole
 
 logger = logging.getLogger(__name__)
@@ -74,20 +74,27 @@ def _objective(model: AvsMamba, settings: TrainingSettings) -> ModelObjective:
     )
 
 
+def _start(settings: TrainingSettings) -> LoadedModel:
+    # the encoders of stage encoders come in a model that marks nothing yet
+    return load_model(settings.start_from, allow_untrained=Path(settings.start_from).suffix == ".safetensors")
+
+
+def with_size(settings: TrainingSettings) -> TrainingSettings:
+    """With the side of the input that a run without one has. Raises WeightsError."""
+    if settings.size:
+        return settings
+    return replace(settings, size=_start(settings).input_size if settings.start_from else DEFAULT_SIZE)
+
+
 def build_model(settings: TrainingSettings, *, heard: Sequence[str] = ()) -> AvsMamba:
     """The model that a run begins with: random, with pretrained encoders, or from a checkpoint where it fits.
 
     It tells the classes `heard` apart by their sound, and starts that anew if the checkpoint told others.
     Raises UsageError for a VGGish that would stay random, and WeightsError for weights that cannot be had.
     """
+    settings = with_size(settings)
     if settings.start_from:
-        # the encoders of stage encoders come in a model that marks nothing yet
-        loaded = load_model(settings.start_from, allow_untrained=Path(settings.start_from).suffix == ".safetensors")
-        if loaded.input_size != settings.size:
-            logger.warning(
-                "%s works at %d pixels and is trained at %d from here on. Give --size %d to keep its size",
-                printable(settings.start_from), loaded.input_size, settings.size, loaded.input_size,
-            )  # fmt: skip
+        loaded = _start(settings)
         config = AvsMambaConfig.from_dict(
             {
                 **loaded.config.to_dict(),
@@ -181,7 +188,7 @@ class TrainingRun:
         listener: Callable[[Progress], None] | None = None,
     ) -> None:
         self.folder = folder
-        self.settings = settings
+        self.settings = settings = with_size(settings)
         self.rank, self.world = _rank_and_world()
         with output_errors(folder):
             _check_folder(folder, resume=resume, leads=self.rank == 0)

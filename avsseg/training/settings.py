@@ -23,6 +23,7 @@ else:
     import tomli as tomllib
 
 SubsetName = Literal["s4", "ms3", "avss"]
+DEFAULT_SIZE = 128
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class TrainingSettings:
     start_from: str = ""  # --from: a checkpoint whose weights are taken where they fit
     init_visual: str = ""
     init_audio: str = ""
-    size: int = 128
+    size: int = 0  # 0: that of `start_from`, else DEFAULT_SIZE
     mute: bool = False  # every sound replaced by silence: what the pictures alone give away
     # how long, how fast
     epochs: int = 60
@@ -103,7 +104,7 @@ class TrainingSettings:
         _one_of("schedule", self.schedule, ("cosine", "constant"))
         _one_of("precision", self.precision, ("fp32", "bf16", "fp16"))
         _one_of("frozen_statistics", self.frozen_statistics, ("auto", "yes", "no"))
-        for name in ("batch", "accumulate", "size"):
+        for name in ("batch", "accumulate"):
             if getattr(self, name) < 1:
                 raise UsageError(f"{name} is {getattr(self, name)}, must be 1 or more")
         _one_of("semantic_loss", self.semantic_loss, ("cross-entropy", "binary"))

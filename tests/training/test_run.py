@@ -19,8 +19,8 @@ import torch.multiprocessing
 from avsseg.errors import AvssegError, DataError, EnvironmentFault, OutputError, UsageError
 from avsseg.model.backbones.vim import VIM, Vim
 from avsseg.training.checkpoints import load_checkpoint
-from avsseg.training.run import TrainingRun, build_model, frozen_statistics
-from avsseg.training.settings import TrainingSettings
+from avsseg.training.run import TrainingRun, build_model, frozen_statistics, with_size
+from avsseg.training.settings import DEFAULT_SIZE, TrainingSettings
 from avsseg.training.trainer import Interrupted, NonFiniteError, Progress, parameter_groups
 from avsseg.weights.store import load_model
 
@@ -212,6 +212,8 @@ def test_fine_tuning_starts_from_a_checkpoint(tmp_path: Path, quick: TrainingSet
     assert start.config.input_size == 64
     for name, tensor in load_model(best).model.state_dict().items():
         assert torch.equal(start.state_dict()[name], tensor)
+    assert with_size(replace(quick, start_from=str(best), size=0)).size == quick.size != DEFAULT_SIZE
+    assert with_size(TrainingSettings()).size == DEFAULT_SIZE
     semantic = build_model(replace(quick, start_from=str(best), subset="avss"))
     assert semantic.config.num_classes == 71
 
