@@ -122,6 +122,14 @@ def run(
         Interpolation,
         typer.Option(help="Between two masks a video holds the nearer one or mixes both.", rich_help_panel=_OUTPUT),
     ] = OutputOptions.interpolate,
+    names: Annotated[
+        bool,
+        typer.Option(
+            "--names/--no-names",
+            help="Write the name of what sounds into overlays, where the model gives one.",
+            rich_help_panel=_OUTPUT,
+        ),
+    ] = OutputOptions.names,
     overwrite: Annotated[
         bool,
         typer.Option(
@@ -243,7 +251,7 @@ def run(
         end_s=parse_time(end) if end is not None else SegmentOptions.end_s,
         precision=precision,
     )
-    output_options = OutputOptions(threshold=threshold, interpolate=interpolate, overwrite=overwrite, strict=strict)
+    output_options = OutputOptions(threshold, interpolate, names, overwrite, strict)
     if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", device):
         raise UsageError(f"--device {device}: choose auto, cpu, cuda, cuda:N or mps")
     model_options = ModelOptions(model, allow_untrained, device, threads, scan_backend)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Literal
@@ -17,8 +17,10 @@ from typing import Literal
 import ffmpeg
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from PIL import Image
 
 from avsseg.errors import MediaError, OutputError, UsageError, printable
+from avsseg.media.captions import Caption, picture_size, with_captions
 from avsseg.media.ffmpeg import STALL_S, FfmpegProcess, command
 from avsseg.media.frames import check_range, rational
 from avsseg.media.probe import VideoInfo, probe
@@ -38,7 +40,8 @@ class VideoRenderer:
 
     `style` says which: "overlay" is the video with `colour` laid over the masks at `opacity`; "matte" is the masks
     alone, white on black, without sound; "cutout" is the video with the masks as its transparency (straight alpha: the
-    colours are those of the input everywhere). `colour` and `opacity` are for overlays.
+    colours are those of the input everywhere). `colour` and `opacity` are for overlays, as is `captioned`: its masks
+    may come with names, which are drawn above what they name.
 
     Mask k covers ``[start_s + k / rate, start_s + (k + 1) / rate)``; with ``interpolate="linear"`` the strength runs
     linearly between the middles of those intervals. The last mask stays to the end of the video, and masks beyond it
@@ -65,6 +68,7 @@ class VideoRenderer:
         style: Style = "overlay",
         colour: tuple[int, int, int] = WHITE,
         opacity: float = 1.0,
+        captioned: bool = False,
         container: str = "mp4",
         interpolate: Interpolation = "hold",
         start_s: float = 0.0,
@@ -86,13 +90,16 @@ class VideoRenderer:
         steps = max(2, int(LINEAR_MASKS_PER_S / rate)) if interpolate == "linear" else 1
         self._blend = _Interpolator(steps)
         self._opacity = np.float32(opacity * 255)
-        self._picture = np.zeros((mask_height, mask_width, 4), np.uint8)
+        # letters need more pixels than masks
+        height, width = picture_size(info.width, info.height) if captioned else self._shape
+        self._picture = np.zeros((height, width, 4), np.uint8)
         self._picture[..., :3] = colour
+        self._shown = self._picture
         masks = ffmpeg.input(
             "pipe:0",
             format="rawvideo",
             pixel_format="rgba",
-            video_size=self._shape[::-1],
+            video_size=(width, height),
             framerate=str(rational(rate) * steps),
         )
         output, self.warnings = rendering(info, self._path, masks, style, container, start_s, end_s)
@@ -106,24 +113,26 @@ class VideoRenderer:
         self._announced_s = math.inf if info.duration_s is None else info.duration_s
         self._input_ended = False  # the video was over before the masks were
 
-    def write(self, mask: ArrayLike) -> None:
+    def write(self, mask: ArrayLike, captions: Sequence[Caption] = ()) -> None:
         """Add the next mask: (mask_height, mask_width), 0 for clear to 1 for full strength, of any number type.
+
+        `captions` are shown in its interval, if the renderer is `captioned`.
 
         Raises `OutputError` if ffmpeg failed or stands still, `ValueError` for another shape.
         """
         strength = np.asarray(mask, np.float32)
         if strength.shape != self._shape:
             raise ValueError(f"mask is {strength.shape}, the renderer was opened for {self._shape}")
-        for step in self._blend.add(strength):
-            self._send(step)
+        for step, nearest in self._blend.add(strength, captions):
+            self._send(step, nearest)
 
     def close(self) -> None:
         """Complete the file: raises `OutputError` if that fails. May be called twice."""
         if self._process is None:
             return
         try:
-            for step in self._blend.rest():
-                self._send(step)
+            for step, nearest in self._blend.rest():
+                self._send(step, nearest)
             # The last mask stays until the picture ends. ffmpeg could hold it by itself, but then it would go on for
             # hours where this process is killed, whose end is the end of the masks.
             length_s = max(self._announced_s, self._sent / self._sent_per_s)
@@ -152,19 +161,23 @@ class VideoRenderer:
         else:
             self.kill()
 
-    def _send(self, strength: NDArray[np.float32]) -> None:
+    def _send(self, strength: NDArray[np.float32], captions: Sequence[Caption]) -> None:
         if self._process is None:
             raise ValueError("the renderer is closed")
         if self._input_ended:
             return
+        if strength.shape != self._picture.shape[:2]:
+            size = self._picture.shape[1::-1]
+            strength = np.array(Image.fromarray(strength).resize(size, Image.Resampling.BILINEAR))
         np.rint(np.clip(strength, 0, 1) * self._opacity, out=self._picture[..., 3], casting="unsafe")
+        self._shown = with_captions(self._picture, captions) if captions else self._picture
         self._send_picture()
 
     def _send_picture(self) -> None:
         assert self._process is not None
         self._sent += 1
         try:
-            self._process.write(self._picture.data.cast("B"))
+            self._process.write(self._shown.data.cast("B"))
         except OSError:  # ffmpeg has closed its end: it is done, or it failed
             self._input_ended = True
             self._finish()
@@ -203,27 +216,31 @@ class _Interpolator:
     """Makes `steps` masks out of each one, linear between the middles of the intervals of neighbours.
 
     In units of one interval, mask k lies at k + 1/2 and made mask j at (j + 1/2) / steps. Before the first middle and
-    after the last the nearest mask holds. One step leaves the masks as they are.
+    after the last the nearest mask holds. One step leaves the masks as they are. Each comes with the captions of the
+    nearest.
     """
 
     def __init__(self, steps: int) -> None:
         self._steps = steps
         self._last: NDArray[np.float32] | None = None
+        self._captions: Sequence[Caption] = ()
         self._taken = 0
         self._made = 0
 
-    def add(self, mask: NDArray[np.float32]) -> Iterator[NDArray[np.float32]]:
+    def add(
+        self, mask: NDArray[np.float32], captions: Sequence[Caption]
+    ) -> Iterator[tuple[NDArray[np.float32], Sequence[Caption]]]:
         last = mask if self._last is None else self._last
         while 2 * self._made + 1 <= self._steps * (2 * self._taken + 1):
             weight = (self._made + 0.5) / self._steps - (self._taken - 0.5)
-            yield last + np.float32(weight) * (mask - last)
+            yield last + np.float32(weight) * (mask - last), captions if weight >= 0.5 else self._captions
             self._made += 1
-        self._last = mask
+        self._last, self._captions = mask, captions
         self._taken += 1
 
-    def rest(self) -> Iterator[NDArray[np.float32]]:
+    def rest(self) -> Iterator[tuple[NDArray[np.float32], Sequence[Caption]]]:
         while self._last is not None and self._made < self._steps * self._taken:
-            yield self._last
+            yield self._last, self._captions
             self._made += 1
 
 

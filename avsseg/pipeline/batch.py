@@ -320,7 +320,7 @@ def new_writer(name: Format, target: Path, options: OutputOptions) -> Writer:
         return IntervalWriter(target)
     from avsseg.writers.video import VideoWriter
 
-    return VideoWriter(target, name, interpolate=options.interpolate)
+    return VideoWriter(target, name, interpolate=options.interpolate, names=options.names)
 
 
 def track_settings(track: MaskTrack, options: SegmentOptions, output_options: OutputOptions) -> TrackSettings:

@@ -86,12 +86,14 @@ class OutputOptions:
     Attributes:
         threshold: probability above which a pixel sounds; for a model with one class.
         interpolate: what a video (overlay, matte, cutout) shows between two masks: the nearer one or their mixture.
+        names: an overlay says what sounds, where the model tells.
         overwrite: redo finished outputs instead of keeping them.
         strict: a damaged video is an error instead of a warning.
     """
 
     threshold: float = 0.5
     interpolate: Interpolation = "hold"
+    names: bool = True
     overwrite: bool = False
     strict: bool = False
 

@@ -10,12 +10,13 @@ from pathlib import Path
 
 from avsseg.errors import UsageError, printable
 from avsseg.pipeline.journal import History, Origin, Trace, journal_key, output_size
-from avsseg.pipeline.options import VIDEO_FORMATS, Format, ModelOptions, OutputOptions, SegmentOptions
+from avsseg.pipeline.options import FORMATS, VIDEO_FORMATS, Format, ModelOptions, OutputOptions, SegmentOptions
 from avsseg.pipeline.plan import Job
 from avsseg.weights.registry import shipped_weights
 from avsseg.writers.base import MASK_FOLDER_MARK
 
-VIDEO_SETTINGS = frozenset({"interpolate"})  # other formats do not depend on them
+# of settings that not all depend on, the formats that do
+FORMATS_OF: Mapping[str, Sequence[Format]] = {"interpolate": VIDEO_FORMATS, "names": ("overlay",)}
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,7 @@ def settings_of(segment_options: SegmentOptions, output_options: OutputOptions) 
         "precision": segment_options.precision,
         "threshold": output_options.threshold,
         "interpolate": output_options.interpolate,
+        "names": output_options.names,
     }
 
 
@@ -120,8 +122,7 @@ def difference(made: Origin, wanted: Origin, output_format: Format) -> str:
     changes = [
         f"{key} {made.settings.get(key)}, now {wanted.settings.get(key)}"
         for key in sorted({*made.settings, *wanted.settings})
-        if made.settings.get(key) != wanted.settings.get(key)
-        and (output_format in VIDEO_FORMATS or key not in VIDEO_SETTINGS)
+        if made.settings.get(key) != wanted.settings.get(key) and output_format in FORMATS_OF.get(key, FORMATS)
     ]
     return f"with other settings ({'; '.join(changes)})" if changes else ""
 

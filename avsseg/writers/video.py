@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from avsseg.media.captions import Caption
 from avsseg.media.render import Interpolation, VideoRenderer
 from avsseg.media.render_graph import WHITE, Style
 from avsseg.writers.base import PartialOutput, TrackSettings, fsync, output_errors
+from avsseg.writers.labels import label_map
 
 if TYPE_CHECKING:
     from avsseg.media.probe import VideoInfo
@@ -24,13 +26,20 @@ EDGE_STEEPNESS = 6.0
 
 
 class VideoWriter:
-    """Writes one video; the container follows the target's suffix (.mp4, .mkv, .mov, .webm; no .mp4 for cutouts)."""
+    """Writes one video; the container follows the target's suffix (.mp4, .mkv, .mov, .webm; no .mp4 for cutouts).
 
-    def __init__(self, target: Path, style: Style = "overlay", *, interpolate: Interpolation = "hold") -> None:
+    With `names` an overlay says what sounds, where the model tells: a mask without a name has that of the mask before.
+    """
+
+    def __init__(
+        self, target: Path, style: Style = "overlay", *, interpolate: Interpolation = "hold", names: bool = True
+    ) -> None:
         self.target = target
         self.warnings: tuple[str, ...] = ()
         self._style = style
         self._interpolate = interpolate
+        self._names = names and style == "overlay"
+        self._called: dict[int, tuple[int, str]] = {}  # label -> the last mask that had a name, and that name
         self._output: PartialOutput | None = None
         self._renderer: VideoRenderer | None = None
 
@@ -41,8 +50,9 @@ class VideoWriter:
     def write(self, mask: Mask) -> None:
         if self._renderer is None:
             self._renderer = self._start_renderer(*mask.probability.shape[1:])
+        captions = self._captions(mask) if self._captioned else ()
         with output_errors(self.target):
-            self._renderer.write(mask_alpha(mask.probability, self._settings.threshold))
+            self._renderer.write(mask_alpha(mask.probability, self._settings.threshold), captions)
 
     def finish(self) -> list[Path]:
         assert self._output is not None
@@ -63,6 +73,28 @@ class VideoWriter:
             self._output.discard()
             self._output = None
 
+    @property
+    def _captioned(self) -> bool:
+        return self._names and (len(self._settings.categories) > 1 or any(self._settings.heard))
+
+    def _captions(self, mask: Mask) -> list[Caption]:
+        _, height, width = mask.probability.shape
+        labels = label_map(mask.probability, width, height, self._settings.threshold)
+        captions = []
+        for label in map(int, np.unique(labels[labels > 0])):
+            category = self._settings.category(label, mask.heard)
+            if len(self._settings.categories) > 1 or category != label:
+                name = self._settings.named()[category]
+            else:
+                last, name = self._called.get(label, (-1, ""))
+                if not name or mask.index - last != 1:
+                    continue
+            self._called[label] = mask.index, name
+            rows, columns = np.nonzero(labels == label)
+            # a few stray pixels above do not count
+            captions.append(Caption(name, float(columns.mean() + 0.5) / width, float(np.quantile(rows, 0.02)) / height))
+        return captions
+
     def _start_renderer(self, mask_height: int, mask_width: int) -> VideoRenderer:
         assert self._output is not None
         settings = self._settings
@@ -77,6 +109,7 @@ class VideoWriter:
             style=self._style,
             colour=COLOUR if self._style == "overlay" else WHITE,
             opacity=OPACITY if self._style == "overlay" else 1.0,
+            captioned=self._captioned,
             interpolate=self._interpolate,
             start_s=settings.start_s,
             end_s=settings.end_s,

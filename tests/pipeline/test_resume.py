@@ -22,6 +22,13 @@ def test_interpolation_makes_other_videos_and_nothing_else(name: Format) -> None
 
 
 @pytest.mark.parametrize("name", FORMATS)
+def test_names_make_other_overlays_and_nothing_else(name: Format) -> None:
+    bare = replace(HELD, settings=settings_of(SegmentOptions(), OutputOptions(names=False)))
+    differs = difference(HELD, bare, name)
+    assert differs == ("with other settings (names True, now False)" if name == "overlay" else "")
+
+
+@pytest.mark.parametrize("name", FORMATS)
 def test_a_threshold_makes_everything_other(name: Format) -> None:
     other = replace(HELD, settings=settings_of(SegmentOptions(), OutputOptions(threshold=0.3)))
     assert difference(HELD, other, name) == "with other settings (threshold 0.5, now 0.3)"

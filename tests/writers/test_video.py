@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import subprocess
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,8 @@ from numpy.typing import NDArray
 from avsseg.errors import UsageError
 from avsseg.media.ffmpeg import find_ffmpeg
 from avsseg.media.probe import VideoInfo, probe
+from avsseg.media.render import Interpolation
+from avsseg.media.render_graph import Style
 from avsseg.pipeline.segment import Mask
 from avsseg.writers.base import TrackSettings
 from avsseg.writers.video import COLOUR, OPACITY, VideoWriter, mask_alpha
@@ -101,6 +104,58 @@ def test_a_cutout_of_odd_size_keeps_it(
     frames = frames_of(target, 81, 61, alpha=True)
     assert frames[:, :, 46:, 3].min() >= 253
     assert frames[:, :, :35, 3].max() <= 2
+
+
+def seconds_with_text(writer: VideoWriter, settings: TrackSettings, info: VideoInfo, masks: list[Mask]) -> list[bool]:
+    """Of the seconds of an overlay, which show more than the same masks without names."""
+    written(writer, info, settings, masks)
+    plain = writer.target.with_stem("plain")
+    written(VideoWriter(plain, names=False), info, settings, masks)
+    differs = np.abs(frames_of(writer.target, 80, 60).astype(int) - frames_of(plain, 80, 60)) > 100
+    middles = [round((mask.index + 0.5) * info.frame_rate) for mask in masks]
+    return [bool(differs[middle].sum() > 30) for middle in middles]
+
+
+@pytest.mark.parametrize("interpolate", ["hold", "linear"])
+def test_an_overlay_says_what_sounds(
+    tmp_path: Path, info: VideoInfo, track_settings: Callable[..., TrackSettings], interpolate: Interpolation
+) -> None:
+    settings = track_settings(heard=("dog", "", "cat"))
+    sounds = [[0.2, 0.1, 0.9], [0.3, 0.1, 0.4], [0.1, 0.9, 0.1]]
+    named = [replace(mask, heard=np.array(s, np.float32)) for mask, s in zip(half_masks(3), sounds, strict=True)]
+    writer = VideoWriter(tmp_path / "named.mp4", interpolate=interpolate)
+    # an unsure one is called what the one before was
+    assert seconds_with_text(writer, settings, info, named) == [True, True, True]
+    writer = VideoWriter(tmp_path / "later.mp4", interpolate=interpolate)
+    later = [replace(mask, heard=np.array(s, np.float32)) for mask, s in zip(half_masks(3), sounds[::-1], strict=True)]
+    assert seconds_with_text(writer, settings, info, later) == [False, False, True]
+    gap = [named[0], replace(named[1], probability=np.zeros((1, 16, 16), np.float32)), named[2]]
+    writer = VideoWriter(tmp_path / "gap.mp4", interpolate=interpolate)
+    assert seconds_with_text(writer, settings, info, gap) == [True, False, False]
+
+
+def test_an_overlay_of_several_classes_names_each(
+    tmp_path: Path,
+    info: VideoInfo,
+    track_settings: Callable[..., TrackSettings],
+    smooth_masks: Callable[..., list[Mask]],
+) -> None:
+    writer = VideoWriter(tmp_path / "overlay.mp4")
+    settings = track_settings(("background", "dog", "violin"))
+    assert seconds_with_text(writer, settings, info, smooth_masks(3, classes=3)) == [True, True, True]
+
+
+@pytest.mark.parametrize("style", ["matte", "cutout"])
+def test_names_are_in_overlays_alone(
+    tmp_path: Path, info: VideoInfo, track_settings: Callable[..., TrackSettings], style: Style
+) -> None:
+    named = [replace(mask, heard=np.array([0.9], np.float32)) for mask in half_masks(3)]
+    videos = []
+    for names in (True, False):
+        writer = VideoWriter(tmp_path / f"{names}.mov", style, names=names)
+        written(writer, info, track_settings(heard=("dog",)), named)
+        videos.append(frames_of(writer.target, 80, 60))
+    assert (videos[0] == videos[1]).all()
 
 
 def test_a_cutout_cannot_be_mp4(tmp_path: Path, info: VideoInfo, track_settings: Callable[..., TrackSettings]) -> None:

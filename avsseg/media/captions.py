@@ -1,0 +1,52 @@
+"""Names of what is marked, drawn into the small pictures that ffmpeg lays over the video."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+# longest side of a picture with text: enough for letters that are not blurred much at 1920 pixels
+LONGEST_SIDE = 960
+# of the letters, in heights of the picture, and never below so many pixels
+LETTER_HEIGHT = 0.055
+SMALLEST_LETTER = 9
+
+
+@dataclass(frozen=True)
+class Caption:
+    """A name and the middle of the upper edge of what it names, x and y from 0 to 1 of the picture's sides."""
+
+    text: str
+    x: float
+    y: float
+
+
+def picture_size(width: int, height: int) -> tuple[int, int]:
+    """(height, width) of the picture that captions for a video of that size are drawn into."""
+    scale = min(1.0, LONGEST_SIDE / max(width, height))
+    return max(1, round(height * scale)), max(1, round(width * scale))
+
+
+def with_captions(picture: NDArray[np.uint8], captions: Sequence[Caption]) -> NDArray[np.uint8]:
+    """A copy of an RGBA picture (H, W, 4) with each name above what it names, in white with a black outline.
+
+    A name that has no room there is moved into the picture, as far as it fits.
+    """
+    image = Image.fromarray(picture)
+    draw = ImageDraw.Draw(image)
+    size = max(SMALLEST_LETTER, round(LETTER_HEIGHT * image.height))
+    font, stroke = ImageFont.load_default(size), max(1, size // 10)
+    for caption in captions:
+        text = " ".join(caption.text.split())
+        left, top, right, bottom = draw.textbbox((0, 0), text, font=font, stroke_width=stroke)
+        x = min(max(caption.x * image.width - (right - left) / 2, 0), max(0, image.width - (right - left)))
+        y = min(max(caption.y * image.height - (bottom - top), 0), max(0, image.height - (bottom - top)))
+        draw.text(
+            (x - left, y - top), text, font=font, fill=(255, 255, 255, 255),
+            stroke_width=stroke, stroke_fill=(0, 0, 0, 255),
+        )  # fmt: skip
+    return np.array(image)

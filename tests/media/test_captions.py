@@ -1,0 +1,52 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from avsseg.media.captions import LONGEST_SIDE, Caption, picture_size, with_captions
+
+TINT = (255, 64, 0, 140)
+
+
+def drawn(*captions: Caption, height: int = 120, width: int = 200) -> np.ndarray:
+    """Where a picture of one colour differs once captions are drawn, (H, W)."""
+    picture = np.full((height, width, 4), TINT, np.uint8)
+    shown = with_captions(picture, captions)
+    assert (picture == TINT).all()
+    assert shown.shape == picture.shape
+    assert shown.dtype == np.uint8
+    return (shown != TINT).any(-1)
+
+
+def test_a_name_is_white_on_black_and_nothing_else_changes() -> None:
+    shown = with_captions(np.full((540, 960, 4), TINT, np.uint8), [Caption("dog", 0.5, 0.5)])
+    assert (shown == 255).all(-1).sum() > 20
+    assert (shown == (0, 0, 0, 255)).all(-1).sum() > 20
+    assert drawn(Caption("dog", 0.5, 0.5)).mean() < 0.03
+    assert not drawn().any()
+
+
+def test_a_name_is_centred_above_what_it_names() -> None:
+    rows, columns = np.nonzero(drawn(Caption("violin", 0.6, 0.5)))
+    assert rows.max() == pytest.approx(60, abs=2)
+    assert (columns.min() + columns.max()) / 2 == pytest.approx(120, abs=2)
+
+
+@pytest.mark.parametrize(("x", "y"), [(0, 0), (1, 0), (0, 1), (1, 1)])
+def test_a_name_at_the_edge_is_moved_into_the_picture(x: float, y: float) -> None:
+    assert drawn(Caption("trombone", x, y)).sum() == pytest.approx(drawn(Caption("trombone", 0.5, 0.5)).sum(), rel=0.1)
+
+
+def test_a_name_longer_than_the_picture_begins_at_its_left() -> None:
+    marked = drawn(Caption("a name that nobody can read here\nat all", 0.9, 0.5), width=60)
+    columns = np.nonzero(marked.any(0))[0]
+    assert columns.min() <= 2
+    assert columns.max() >= 57
+    assert marked.any(1).sum() < 14  # one line
+
+
+def test_the_picture_has_the_shape_of_the_video_and_a_largest_side() -> None:
+    assert picture_size(80, 60) == (60, 80)
+    assert picture_size(1920, 1080) == (540, LONGEST_SIDE)
+    assert picture_size(1080, 1920) == (LONGEST_SIDE, 540)
+    assert picture_size(5000, 1) == (1, LONGEST_SIDE)
