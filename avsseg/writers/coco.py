@@ -17,7 +17,7 @@ from pycocotools import mask as run_length
 from avsseg.writers.base import PartialOutput, TrackSettings, output_errors
 from avsseg.writers.labels import label_map
 from avsseg.writers.masks import frame_index, mask_file_name
-from avsseg.writers.naming import settled
+from avsseg.writers.naming import final_categories
 
 if TYPE_CHECKING:
     from avsseg.media.probe import VideoInfo
@@ -76,9 +76,7 @@ class CocoWriter:
     def finish(self) -> list[Path]:
         assert self._output is not None
         info = self._info
-        categories = [category for _, category in self._categories]
-        if self._settings.heard:
-            categories = settled(self._categories)
+        categories = final_categories(self._settings, self._categories)
         for annotation, category in zip(self._annotations, categories, strict=True):
             # datumaro and CVAT keep a track only from the attributes
             annotation.update(category_id=category, track_id=category, attributes={"track_id": category})

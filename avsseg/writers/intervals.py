@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 from avsseg.writers.base import PartialOutput, TrackSettings, output_errors
 from avsseg.writers.coco import score
 from avsseg.writers.labels import label_map
-from avsseg.writers.naming import settled
+from avsseg.writers.naming import final_categories
 
 if TYPE_CHECKING:
     from avsseg.media.probe import VideoInfo
@@ -65,10 +65,8 @@ class IntervalWriter:
 
     def finish(self) -> list[Path]:
         assert self._output is not None
-        marked = self._marked
-        if self._settings.heard:
-            categories = settled([(one.index, one.category) for one in marked])
-            marked = [replace(one, category=category) for one, category in zip(marked, categories, strict=True)]
+        categories = final_categories(self._settings, [(one.index, one.category) for one in self._marked])
+        marked = [replace(one, category=category) for one, category in zip(self._marked, categories, strict=True)]
         stretches = sorted(_stretches(marked), key=lambda stretch: (stretch[0].index, stretch[0].category))
         with output_errors(self.target), self._output.path.open("w", encoding="utf-8", newline="") as file:
             lines = csv.writer(file, lineterminator="\n")

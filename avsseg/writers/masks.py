@@ -1,4 +1,4 @@
-"""A folder of PNG masks, one for each mask of the track, and `masks.json` that says when and how each was made.
+"""A folder of PNG masks, one for each mask of the track, and `masks.json`: when and how each was made, what it marks.
 
 One class: 8-bit grey, 0 or 255, as video editors and most scripts want. Several classes: 8-bit indexed, the pixel value
 is the class and the palette is that of PASCAL VOC and DAVIS.
@@ -9,13 +9,14 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
 
 from avsseg.writers.base import MASK_FOLDER_MARK, PartialOutput, TrackSettings, fsync, output_errors
 from avsseg.writers.labels import label_map
+from avsseg.writers.naming import final_categories
 
 if TYPE_CHECKING:
     from avsseg.media.probe import VideoInfo
@@ -52,7 +53,8 @@ class MaskFolderWriter:
         self.target = target
         self.warnings: tuple[str, ...] = ()
         self._output: PartialOutput | None = None
-        self._entries: list[dict[str, object]] = []
+        self._entries: list[dict[str, Any]] = []
+        self._marked: list[tuple[int, int]] = []  # index of the mask, id of a category in it
 
     def open(self, info: VideoInfo, settings: TrackSettings) -> None:
         self._info, self._settings = info, settings
@@ -71,6 +73,8 @@ class MaskFolderWriter:
             # level 1 takes half the time of the default and gives files a quarter larger
             image.save(self._output.path / name, compress_level=1)
             fsync(self._output.path / name)
+        marked = [int(label) for label in np.unique(labels) if label]
+        self._marked += [(mask.index, self._settings.category(label, mask.heard)) for label in marked]
         self._entries.append(
             {
                 "file_name": name,
@@ -82,6 +86,10 @@ class MaskFolderWriter:
 
     def finish(self) -> list[Path]:
         assert self._output is not None
+        categories = final_categories(self._settings, self._marked)
+        names: dict[int, list[str]] = {}
+        for (index, _), category in zip(self._marked, categories, strict=True):
+            names.setdefault(index, []).append(self._settings.named()[category])
         document = {
             "video": self._info.path.name,
             "width": self._info.width,
@@ -91,7 +99,7 @@ class MaskFolderWriter:
                 for label, name in self._settings.foreground().items()
             },
             "settings": self._settings.as_json(),
-            "masks": self._entries,
+            "masks": [{**entry, "categories": names.get(entry["index"], [])} for entry in self._entries],
         }
         listing = self._output.path / MASK_FOLDER_MARK
         with output_errors(self.target):

@@ -3,6 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from avsseg.writers.base import TrackSettings
+
+
+def final_categories(settings: TrackSettings, marked: Sequence[tuple[int, int]]) -> list[int]:
+    """What is marked is called in the end, given (index of the mask, category) of all that is marked, in order.
+
+    Where sounds give the names, as for a model with one class, unsure ones are `settled`.
+    """
+    if settings.heard and len(settings.categories) == 1:
+        return settled(marked)
+    return [category for _, category in marked]
 
 
 def settled(categories: Sequence[tuple[int, int]], *, unnamed: int = 1) -> list[int]:

@@ -62,6 +62,24 @@ def test_several_classes_give_indexed_pictures_with_the_davis_palette(
     assert palette[:9] == [0, 0, 0, 128, 0, 0, 0, 128, 0]
     listing = json.loads((tmp_path / "masks" / "masks.json").read_text())
     assert listing["pixel_values"] == {"dog": 1, "violin": 2}
+    assert listing["masks"][0]["categories"] == ["dog", "violin"]
+
+
+def test_the_listing_names_what_sounds(
+    tmp_path: Path,
+    info: VideoInfo,
+    track_settings: Callable[..., TrackSettings],
+    smooth_masks: Callable[..., list[Mask]],
+) -> None:
+    writer = MaskFolderWriter(tmp_path / "masks")
+    writer.open(info, track_settings(heard=("dog", "cat")))
+    sounds = [(0.1, 0.9), (0.3, 0.1), (0.3, 0.1), (0.9, 0.1)]
+    for mask, heard in zip(smooth_masks(4), sounds, strict=True):
+        nothing = mask.probability * (mask.index != 2)
+        writer.write(replace(mask, probability=nothing, heard=np.array(heard, np.float32)))
+    writer.finish()
+    masks = json.loads((tmp_path / "masks" / "masks.json").read_text())["masks"]
+    assert [mask["categories"] for mask in masks] == [["cat"], ["cat"], [], ["dog"]]
 
 
 def test_the_palette_is_that_of_pascal_voc() -> None:
@@ -84,7 +102,13 @@ def test_the_listing_says_when_and_how(
     listing = json.loads((tmp_path / "masks" / "masks.json").read_text())
     assert (listing["video"], listing["width"], listing["height"]) == ("clip.mp4", 80, 60)
     assert listing["pixel_values"] == {"sounding": 255}
-    assert listing["masks"][1] == {"file_name": "00001.png", "index": 1, "timestamp": 1.5, "frame_index": 15}
+    assert listing["masks"][1] == {
+        "file_name": "00001.png",
+        "index": 1,
+        "timestamp": 1.5,
+        "frame_index": 15,
+        "categories": ["sounding"],
+    }
     assert listing["settings"]["threshold"] == 0.4
     assert listing["settings"]["model_sha256"] == "ab" * 32
 

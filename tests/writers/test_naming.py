@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 
-from avsseg.writers.naming import settled
+from avsseg.writers.base import TrackSettings
+from avsseg.writers.naming import final_categories, settled
 
 
 @pytest.mark.parametrize(
@@ -17,3 +20,10 @@ from avsseg.writers.naming import settled
 )
 def test_unsure_masks_have_the_name_of_their_neighbours(categories: list[tuple[int, int]], names: list[int]) -> None:
     assert settled(categories) == names
+
+
+def test_classes_of_the_model_itself_are_no_names_to_settle(track_settings: Callable[..., TrackSettings]) -> None:
+    marked = [(0, 2), (1, 1)]
+    assert final_categories(track_settings(heard=("dog",)), marked) == [2, 2]
+    assert final_categories(track_settings(("background", "dog", "cat"), heard=("dog",)), marked) == [2, 1]
+    assert final_categories(track_settings(), marked) == [2, 1]
