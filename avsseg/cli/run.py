@@ -251,7 +251,9 @@ def run(
         end_s=parse_time(end) if end is not None else SegmentOptions.end_s,
         precision=precision,
     )
-    output_options = OutputOptions(threshold, interpolate, names, overwrite, strict)
+    output_options = OutputOptions(
+        threshold=threshold, interpolate=interpolate, names=names, overwrite=overwrite, strict=strict
+    )
     if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", device):
         raise UsageError(f"--device {device}: choose auto, cpu, cuda, cuda:N or mps")
     model_options = ModelOptions(model, allow_untrained, device, threads, scan_backend)

@@ -115,7 +115,8 @@ def train(
     size: Annotated[
         int | None,
         typer.Option(
-            help="Side of the square input, in pixels. Default: that of --from, else 128.",
+            help="Side of the square input, in pixels. Default: that of --preset paper or --config, else of --from, "
+            "else 128.",
             show_default=False,
             rich_help_panel=_WHAT,
         ),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -11,9 +12,11 @@ from PIL import Image, ImageDraw, ImageFont
 
 # longest side of a picture with text: enough for letters that are not blurred much at 1920 pixels
 LONGEST_SIDE = 960
-# of the letters, in heights of the picture, and never below so many pixels
+# of the letters, in the picture's shorter sides, and never below so many pixels
 LETTER_HEIGHT = 0.055
 SMALLEST_LETTER = 9
+# Pillow's own font has the letters of ASCII alone; these are where Linux, macOS and Windows have fonts, if they do
+FONTS = ("DejaVuSans.ttf", "Arial Unicode.ttf", "arial.ttf")
 
 
 @dataclass(frozen=True)
@@ -25,6 +28,23 @@ class Caption:
     y: float
 
 
+@functools.cache
+def _font(size: int, *, ascii_only: bool) -> ImageFont.FreeTypeFont | ImageFont.ImageFont | None:
+    if ascii_only:
+        return ImageFont.load_default(size)
+    for name in FONTS:
+        try:
+            return ImageFont.truetype(name, size)
+        except OSError:
+            continue
+    return None
+
+
+def can_draw(text: str) -> bool:
+    """Whether there is a font for it."""
+    return _font(SMALLEST_LETTER, ascii_only=text.isascii()) is not None
+
+
 def picture_size(width: int, height: int) -> tuple[int, int]:
     """(height, width) of the picture that captions for a video of that size are drawn into."""
     scale = min(1.0, LONGEST_SIDE / max(width, height))
@@ -34,14 +54,16 @@ def picture_size(width: int, height: int) -> tuple[int, int]:
 def with_captions(picture: NDArray[np.uint8], captions: Sequence[Caption]) -> NDArray[np.uint8]:
     """A copy of an RGBA picture (H, W, 4) with each name above what it names, in white with a black outline.
 
-    A name that has no room there is moved into the picture, as far as it fits.
+    A name that has no room there is moved into the picture, as far as it fits. One that no font can show is left out.
     """
     image = Image.fromarray(picture)
     draw = ImageDraw.Draw(image)
-    size = max(SMALLEST_LETTER, round(LETTER_HEIGHT * image.height))
-    font, stroke = ImageFont.load_default(size), max(1, size // 10)
+    size = max(SMALLEST_LETTER, round(LETTER_HEIGHT * min(image.size)))
     for caption in captions:
         text = " ".join(caption.text.split())
+        font, stroke = _font(size, ascii_only=text.isascii()), max(1, size // 10)
+        if font is None:
+            continue
         left, top, right, bottom = draw.textbbox((0, 0), text, font=font, stroke_width=stroke)
         x = min(max(caption.x * image.width - (right - left) / 2, 0), max(0, image.width - (right - left)))
         y = min(max(caption.y * image.height - (bottom - top), 0), max(0, image.height - (bottom - top)))

@@ -91,7 +91,9 @@ class VideoRenderer:
         self._blend = _Interpolator(steps)
         self._opacity = np.float32(opacity * 255)
         # letters need more pixels than masks
-        height, width = picture_size(info.width, info.height) if captioned else self._shape
+        height, width = self._shape
+        if captioned:
+            height, width = picture_size(round(info.width * info.sample_aspect_ratio), info.height)
         self._picture = np.zeros((height, width, 4), np.uint8)
         self._picture[..., :3] = colour
         self._shown = self._picture

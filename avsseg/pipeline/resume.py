@@ -15,6 +15,8 @@ from avsseg.pipeline.plan import Job
 from avsseg.weights.registry import shipped_weights
 from avsseg.writers.base import MASK_FOLDER_MARK
 
+# what journals written before a setting was there mean
+BEFORE: Mapping[str, object] = {"names": False}
 # of settings that not all depend on, the formats that do
 FORMATS_OF: Mapping[str, Sequence[Format]] = {"interpolate": VIDEO_FORMATS, "names": ("overlay",)}
 
@@ -119,10 +121,11 @@ def difference(made: Origin, wanted: Origin, output_format: Format) -> str:
     # models without weights have no hash: their random ones follow from the name
     if (made.model_sha256 or made.model) != (wanted.model_sha256 or wanted.model):
         return f"with another model, {printable(made.model)} ({made.model_sha256[:12] or 'untrained'})"
+    was = {**BEFORE, **made.settings}
     changes = [
-        f"{key} {made.settings.get(key)}, now {wanted.settings.get(key)}"
-        for key in sorted({*made.settings, *wanted.settings})
-        if made.settings.get(key) != wanted.settings.get(key) and output_format in FORMATS_OF.get(key, FORMATS)
+        f"{key} {was.get(key)}, now {wanted.settings.get(key)}"
+        for key in sorted({*was, *wanted.settings})
+        if was.get(key) != wanted.settings.get(key) and output_format in FORMATS_OF.get(key, FORMATS)
     ]
     return f"with other settings ({'; '.join(changes)})" if changes else ""
 

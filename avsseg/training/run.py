@@ -95,6 +95,11 @@ def build_model(settings: TrainingSettings, *, heard: Sequence[str] = ()) -> Avs
     settings = with_size(settings)
     if settings.start_from:
         loaded = _start(settings)
+        if loaded.input_size != settings.size:
+            logger.warning(
+                "%s works at %d pixels and is trained at %d from here on (size %d keeps its own)",
+                printable(settings.start_from), loaded.input_size, settings.size, loaded.input_size,
+            )  # fmt: skip
         config = AvsMambaConfig.from_dict(
             {
                 **loaded.config.to_dict(),

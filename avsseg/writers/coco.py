@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from pycocotools import mask as run_length
 
 from avsseg.writers.base import PartialOutput, TrackSettings, output_errors
-from avsseg.writers.labels import label_map
+from avsseg.writers.labels import label_map, marked_labels
 from avsseg.writers.masks import frame_index, mask_file_name
 from avsseg.writers.naming import final_categories
 
@@ -58,10 +58,8 @@ class CocoWriter:
                 "height": info.height,
             }
         )
-        for label in np.unique(labels):
-            if label == 0:
-                continue
-            self._categories.append((mask.index, self._settings.category(int(label), mask.heard)))
+        for label in marked_labels(labels):
+            self._categories.append((mask.index, self._settings.category(label, mask.heard)))
             self._annotations.append(
                 {
                     "id": len(self._annotations) + 1,
@@ -69,7 +67,7 @@ class CocoWriter:
                     "video_id": VIDEO_ID,
                     **encoded(labels == label),
                     "iscrowd": 0,
-                    "score": score(mask.probability, int(label), self._settings.threshold),
+                    "score": score(mask.probability, label, self._settings.threshold),
                 }
             )
 

@@ -29,6 +29,13 @@ def label_map(probability: NDArray[np.float32], width: int, height: int, thresho
     return labels
 
 
+def marked_labels(labels: NDArray[np.uint8]) -> list[int]:
+    """The labels in a map, background left out, in order."""
+    if labels.max() <= 1:  # a tenth of the time of `unique`
+        return [1] if labels.any() else []
+    return [int(label) for label in np.unique(labels) if label]
+
+
 def _resize(plane: NDArray[np.float32], width: int, height: int) -> NDArray[np.float32]:
     image = Image.fromarray(np.ascontiguousarray(plane, np.float32))
     return np.array(image.resize((width, height), Image.Resampling.BILINEAR))

@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from avsseg.writers.base import MASK_FOLDER_MARK, PartialOutput, TrackSettings, fsync, output_errors
-from avsseg.writers.labels import label_map
+from avsseg.writers.labels import label_map, marked_labels
 from avsseg.writers.naming import final_categories
 
 if TYPE_CHECKING:
@@ -73,8 +73,8 @@ class MaskFolderWriter:
             # level 1 takes half the time of the default and gives files a quarter larger
             image.save(self._output.path / name, compress_level=1)
             fsync(self._output.path / name)
-        marked = [int(label) for label in np.unique(labels) if label]
-        self._marked += [(mask.index, self._settings.category(label, mask.heard)) for label in marked]
+        categories = (self._settings.category(label, mask.heard) for label in marked_labels(labels))
+        self._marked += [(mask.index, category) for category in categories]
         self._entries.append(
             {
                 "file_name": name,

@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from avsseg.media.captions import Caption
+from avsseg.errors import printable
+from avsseg.media.captions import Caption, can_draw
 from avsseg.media.render import Interpolation, VideoRenderer
 from avsseg.media.render_graph import WHITE, Style
 from avsseg.writers.base import PartialOutput, TrackSettings, fsync, output_errors
-from avsseg.writers.labels import label_map
+from avsseg.writers.labels import label_map, marked_labels
+from avsseg.writers.naming import reach
 
 if TYPE_CHECKING:
     from avsseg.media.probe import VideoInfo
@@ -23,12 +25,14 @@ OPACITY = 0.55
 # alpha goes from 0 to 1 while the probability crosses 1 / EDGE_STEEPNESS around the threshold: an edge that is
 # anti-aliased after ffmpeg's bilinear scaling and shows no haze where the model is unsure
 EDGE_STEEPNESS = 6.0
+# share of the picture that a class must cover to be named; several classes leave stray pixels where they meet
+SMALLEST_NAMED = 0.002
 
 
 class VideoWriter:
     """Writes one video; the container follows the target's suffix (.mp4, .mkv, .mov, .webm; no .mp4 for cutouts).
 
-    With `names` an overlay says what sounds, where the model tells: a mask without a name has that of the mask before.
+    With `names` an overlay says what sounds, where the model tells: a mask without a name has that of the ones before.
     """
 
     def __init__(
@@ -39,7 +43,9 @@ class VideoWriter:
         self._style = style
         self._interpolate = interpolate
         self._names = names and style == "overlay"
-        self._called: dict[int, tuple[int, str]] = {}  # label -> the last mask that had a name, and that name
+        self._sure = 0, ""  # the last mask whose sound had a name, and that name
+        self._newest = 0  # the last mask that was called anything
+        self._left_out: set[str] = set()
         self._output: PartialOutput | None = None
         self._renderer: VideoRenderer | None = None
 
@@ -59,7 +65,7 @@ class VideoWriter:
         assert self._renderer is not None
         with output_errors(self.target):
             self._renderer.close()
-            self.warnings = self._renderer.warnings
+            self.warnings = (*self._renderer.warnings, *map(_no_letters, sorted(self._left_out)))
             fsync(self._output.path)
         self._output.commit()
         self._output = self._renderer = None
@@ -78,22 +84,32 @@ class VideoWriter:
         return self._names and (len(self._settings.categories) > 1 or any(self._settings.heard))
 
     def _captions(self, mask: Mask) -> list[Caption]:
+        settings = self._settings
         _, height, width = mask.probability.shape
-        labels = label_map(mask.probability, width, height, self._settings.threshold)
+        labels = label_map(mask.probability, width, height, settings.threshold)
+        several = len(settings.categories) > 1
         captions = []
-        for label in map(int, np.unique(labels[labels > 0])):
-            category = self._settings.category(label, mask.heard)
-            if len(self._settings.categories) > 1 or category != label:
-                name = self._settings.named()[category]
+        for label in marked_labels(labels):
+            region = labels == label
+            category = settings.category(label, mask.heard)
+            if several and region.mean() < SMALLEST_NAMED:
+                continue
+            if several or category != label:
+                name = settings.named()[category]
+                self._sure = mask.index, name
             else:
-                last, name = self._called.get(label, (-1, ""))
-                if not name or mask.index - last != 1:
+                sure, name = self._sure
+                if not name or mask.index - self._newest != 1 or mask.index - sure > reach(settings):
+                    self._sure = 0, ""
                     continue
-            self._called[label] = mask.index, name
-            rows, columns = np.nonzero(labels == label)
+            rows, columns = np.nonzero(region)
             # a few stray pixels above do not count
-            captions.append(Caption(name, float(columns.mean() + 0.5) / width, float(np.quantile(rows, 0.02)) / height))
-        return captions
+            top = float(np.quantile(rows, 0.02))
+            captions.append(Caption(name, float(columns.mean() + 0.5) / width, top / height))
+            self._newest = mask.index
+        drawn = [caption for caption in captions if can_draw(caption.text)]
+        self._left_out |= {caption.text for caption in captions} - {caption.text for caption in drawn}
+        return drawn
 
     def _start_renderer(self, mask_height: int, mask_width: int) -> VideoRenderer:
         assert self._output is not None
@@ -114,6 +130,10 @@ class VideoWriter:
             start_s=settings.start_s,
             end_s=settings.end_s,
         )
+
+
+def _no_letters(name: str) -> str:
+    return f"no font found here has the letters of {printable(name)}: the overlay shows that mask without its name"
 
 
 def mask_alpha(probability: NDArray[np.float32], threshold: float) -> NDArray[np.float32]:

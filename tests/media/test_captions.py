@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from avsseg.media.captions import LONGEST_SIDE, Caption, picture_size, with_captions
+from avsseg.media.captions import LONGEST_SIDE, Caption, can_draw, picture_size, with_captions
 
 TINT = (255, 64, 0, 140)
 
@@ -43,6 +43,17 @@ def test_a_name_longer_than_the_picture_begins_at_its_left() -> None:
     assert columns.min() <= 2
     assert columns.max() >= 57
     assert marked.any(1).sum() < 14  # one line
+
+
+def test_letters_follow_the_shorter_side() -> None:
+    upright = drawn(Caption("saxophone", 0.5, 0.5), height=960, width=540)
+    flat = drawn(Caption("saxophone", 0.5, 0.5), height=540, width=960)
+    assert upright.sum() == flat.sum() > 0
+
+
+def test_letters_outside_ascii_need_a_font_of_the_machine() -> None:
+    assert can_draw("dog")
+    assert drawn(Caption("Hündin", 0.5, 0.5)).any() == can_draw("Hündin")
 
 
 def test_the_picture_has_the_shape_of_the_video_and_a_largest_side() -> None:

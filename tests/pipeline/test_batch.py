@@ -13,6 +13,7 @@ from PIL import Image
 from pycocotools.coco import COCO
 
 from avsseg.errors import EnvironmentFault, OutputError, WeightsError
+from avsseg.media.frames import sample_frames
 from avsseg.media.probe import probe
 from avsseg.pipeline import batch
 from avsseg.pipeline.batch import InputResult, exit_code, run_batch
@@ -20,7 +21,7 @@ from avsseg.pipeline.journal import Journal, read_journal
 from avsseg.pipeline.options import ModelOptions, OutputOptions, SegmentOptions
 from avsseg.pipeline.overlap import Stopped
 from avsseg.pipeline.plan import Job, Shard
-from avsseg.weights import LoadedModel
+from avsseg.weights import LoadedModel, load_model, save_model
 from avsseg.writers.coco import CocoWriter
 from avsseg.writers.masks import MaskFolderWriter
 
@@ -398,3 +399,23 @@ def test_work_that_is_told_to_stop_writes_no_shortened_result(clip: Path, tmp_pa
     with pytest.raises(Stopped):
         batch.attempt(1, Job(clip, {"coco": tmp_path / "o.json"}), setup)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_overlay_has_names_unless_told_not_to(tmp_path: Path, clip: Path) -> None:
+    loaded = load_model("avs-mamba-tiny")
+    assert loaded.model.heard_head is not None
+    with torch.no_grad():  # hears a dog all the time
+        loaded.model.heard_head.weight.zero_()
+        loaded.model.heard_head.bias.fill_(-9)
+        loaded.model.heard_head.bias[loaded.heard.index("dog")] = 9
+    hears = tmp_path / "hears.safetensors"
+    save_model(hears, loaded.model, heard=loaded.heard)
+    pictures = []
+    for names in (True, False):
+        overlay = tmp_path / f"{names}.mp4"
+        output = OutputOptions(threshold=1e-6, names=names)
+        (result,) = run([Job(clip, {"overlay": overlay})], output=output, model=ModelOptions(str(hears), threads=1))
+        assert result.status == "done"
+        with sample_frames(probe(overlay), size=64) as frames:
+            pictures.append(np.stack(list(frames)).astype(int))
+    assert (np.abs(pictures[0] - pictures[1]) > 100).sum() > 30

@@ -28,6 +28,14 @@ def test_names_make_other_overlays_and_nothing_else(name: Format) -> None:
     assert differs == ("with other settings (names True, now False)" if name == "overlay" else "")
 
 
+def test_overlays_of_before_there_were_names_have_none() -> None:
+    old = replace(HELD, settings={key: value for key, value in HELD.settings.items() if key != "names"})
+    bare = replace(HELD, settings=settings_of(SegmentOptions(), OutputOptions(names=False)))
+    assert difference(old, bare, "overlay") == ""
+    assert difference(old, HELD, "overlay") == "with other settings (names False, now True)"
+    assert difference(old, HELD, "coco") == ""
+
+
 @pytest.mark.parametrize("name", FORMATS)
 def test_a_threshold_makes_everything_other(name: Format) -> None:
     other = replace(HELD, settings=settings_of(SegmentOptions(), OutputOptions(threshold=0.3)))

@@ -212,7 +212,9 @@ def test_fine_tuning_starts_from_a_checkpoint(tmp_path: Path, quick: TrainingSet
     assert start.config.input_size == 64
     for name, tensor in load_model(best).model.state_dict().items():
         assert torch.equal(start.state_dict()[name], tensor)
-    assert with_size(replace(quick, start_from=str(best), size=0)).size == quick.size != DEFAULT_SIZE
+    going = TrainingRun(tmp_path / "second", replace(quick, start_from=str(best), size=0))
+    assert going.clips[0].frames.shape[-2] == quick.size != DEFAULT_SIZE
+    assert f"size = {quick.size}\n" in (tmp_path / "second" / "settings.toml").read_text()
     assert with_size(TrainingSettings()).size == DEFAULT_SIZE
     semantic = build_model(replace(quick, start_from=str(best), subset="avss"))
     assert semantic.config.num_classes == 71

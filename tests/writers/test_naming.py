@@ -19,7 +19,13 @@ from avsseg.writers.naming import final_categories, settled
     ],
 )
 def test_unsure_masks_have_the_name_of_their_neighbours(categories: list[tuple[int, int]], names: list[int]) -> None:
-    assert settled(categories) == names
+    assert settled(categories, 9) == names
+
+
+def test_a_name_does_not_reach_far() -> None:
+    stretch = [(index, 2 if index == 5 else 1) for index in range(12)]
+    assert settled(stretch, 3) == [1, 1, 2, 2, 2, 2, 2, 2, 2, 1, 1, 1]
+    assert settled([*stretch, (12, 3)], 4) == [1, 2, 2, 2, 2, 2, 2, 2, 2, 2, 3, 3, 3]
 
 
 def test_classes_of_the_model_itself_are_no_names_to_settle(track_settings: Callable[..., TrackSettings]) -> None:

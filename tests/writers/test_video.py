@@ -10,6 +10,7 @@ import pytest
 from numpy.typing import NDArray
 
 from avsseg.errors import UsageError
+from avsseg.media import captions
 from avsseg.media.ffmpeg import find_ffmpeg
 from avsseg.media.probe import VideoInfo, probe
 from avsseg.media.render import Interpolation
@@ -106,14 +107,21 @@ def test_a_cutout_of_odd_size_keeps_it(
     assert frames[:, :, :35, 3].max() <= 2
 
 
-def seconds_with_text(writer: VideoWriter, settings: TrackSettings, info: VideoInfo, masks: list[Mask]) -> list[bool]:
-    """Of the seconds of an overlay, which show more than the same masks without names."""
+def frames_with_text(
+    writer: VideoWriter, settings: TrackSettings, info: VideoInfo, masks: list[Mask]
+) -> NDArray[np.bool_]:
+    """Of the frames of an overlay, which show more than those of the same masks without names."""
     written(writer, info, settings, masks)
     plain = writer.target.with_stem("plain")
     written(VideoWriter(plain, names=False), info, settings, masks)
     differs = np.abs(frames_of(writer.target, 80, 60).astype(int) - frames_of(plain, 80, 60)) > 100
-    middles = [round((mask.index + 0.5) * info.frame_rate) for mask in masks]
-    return [bool(differs[middle].sum() > 30) for middle in middles]
+    return np.array(differs.sum((1, 2, 3)) > 30)
+
+
+def seconds_with_text(writer: VideoWriter, settings: TrackSettings, info: VideoInfo, masks: list[Mask]) -> list[bool]:
+    """Of the middles of an overlay's seconds."""
+    shown = frames_with_text(writer, settings, info, masks)
+    return [bool(shown[round((mask.index + 0.5) * info.frame_rate)]) for mask in masks]
 
 
 @pytest.mark.parametrize("interpolate", ["hold", "linear"])
@@ -132,6 +140,49 @@ def test_an_overlay_says_what_sounds(
     gap = [named[0], replace(named[1], probability=np.zeros((1, 16, 16), np.float32)), named[2]]
     writer = VideoWriter(tmp_path / "gap.mp4", interpolate=interpolate)
     assert seconds_with_text(writer, settings, info, gap) == [True, False, False]
+
+
+def test_names_change_between_the_middles_of_linear_masks(
+    tmp_path: Path, info: VideoInfo, track_settings: Callable[..., TrackSettings]
+) -> None:
+    settings = track_settings(heard=("dog", ""))
+    masks = [replace(mask, heard=np.array((0.9, 0.1), np.float32)) for mask in half_masks(2)]
+    masks[0] = replace(masks[0], heard=np.array((0.1, 0.9), np.float32))
+    writer = VideoWriter(tmp_path / "named.mp4", interpolate="linear")
+    named = frames_with_text(writer, settings, info, masks)
+    first = round(info.frame_rate)
+    assert not named[: first - 1].any()
+    assert named[first + 2 : 2 * first - 1].all()
+
+
+def test_stray_pixels_of_one_of_several_classes_have_no_name(
+    tmp_path: Path, info: VideoInfo, track_settings: Callable[..., TrackSettings]
+) -> None:
+    probability = np.zeros((3, 32, 32), np.float32)
+    probability[0] = 1
+    probability[:, 20, 20] = 0, 1, 0
+    settings = track_settings(("background", "dog", "violin"))
+    assert not frames_with_text(VideoWriter(tmp_path / "a.mp4"), settings, info, [Mask(0, 0.5, probability)]).any()
+    probability[:, 16:24, 16:24] = np.array([0, 1, 0], np.float32)[:, None, None]
+    assert frames_with_text(VideoWriter(tmp_path / "b.mp4"), settings, info, [Mask(0, 0.5, probability)]).any()
+
+
+def test_a_name_that_no_font_has_is_left_out_and_said(
+    tmp_path: Path,
+    info: VideoInfo,
+    track_settings: Callable[..., TrackSettings],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(captions, "FONTS", ())
+    captions._font.cache_clear()
+    settings = track_settings(heard=("Hündin", "cat"))
+    masks = [replace(mask, heard=np.array((0.9, 0.1), np.float32)) for mask in half_masks(2)]
+    writer = VideoWriter(tmp_path / "named.mp4")
+    assert not frames_with_text(writer, settings, info, masks).any()
+    assert writer.warnings == (
+        "no font found here has the letters of Hündin: the overlay shows that mask without its name",
+    )
+    captions._font.cache_clear()
 
 
 def test_an_overlay_of_several_classes_names_each(
