@@ -291,7 +291,7 @@ def shift_logits(model: AvsMamba, shift: float, channel: int) -> None:
 
 def export(options: argparse.Namespace) -> None:
     """Writes a checkpoint's averaged model and the manifest entry."""
-    state = load_checkpoint(options.folder / options.of / options.checkpoint)
+    state = load_checkpoint(options.folder / run_name(options.of, options) / options.checkpoint)
     sources = load_sources(options.data)
     model = AvsMamba(preset(MODEL, input_size=SIZE, heard_classes=len(sources.classes) - 1))
     prefix = "objective.model."
@@ -344,7 +344,7 @@ def main() -> None:
     parser.add_argument("--device")
     parser.add_argument("--from", dest="start_from", help="weights to go on from: an encoder, later the fusion")
     parser.add_argument("--whole", action="store_true", help="goes on from all of --from, its encoders too")
-    parser.add_argument("--mute", action="store_true", help="train the masks without sound")
+    parser.add_argument("--mute", action="store_true", help="train the masks without sound; `export`: of that run")
     parser.add_argument("--checkpoint", default="best.pt", help="what `export` reads: best.pt or last.pt")
     parser.add_argument("--of", choices=[*PHASES], default="joint", help="the stage that `export` reads")
     parser.add_argument("--shift", type=float, default=0.0, help="`export` adds this to all logits (see MODEL_CARD.md)")
