@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-# longest side of a picture with text: enough for letters that are not blurred much at 1920 pixels
-LONGEST_SIDE = 960
+# longest side of a picture with text: letters are blurred a little at 1920 pixels, and each picture costs time
+LONGEST_SIDE = 640
 # of the letters, in the picture's shorter sides, and never below so many pixels
 LETTER_HEIGHT = 0.055
 SMALLEST_LETTER = 9

@@ -168,10 +168,9 @@ class VideoRenderer:
             raise ValueError("the renderer is closed")
         if self._input_ended:
             return
-        if strength.shape != self._picture.shape[:2]:
-            size = self._picture.shape[1::-1]
-            strength = np.array(Image.fromarray(strength).resize(size, Image.Resampling.BILINEAR))
-        np.rint(np.clip(strength, 0, 1) * self._opacity, out=self._picture[..., 3], casting="unsafe")
+        alpha = np.rint(np.clip(strength, 0, 1) * self._opacity).astype(np.uint8)
+        size = self._picture.shape[1::-1]
+        self._picture[..., 3] = np.asarray(Image.fromarray(alpha).resize(size, Image.Resampling.BILINEAR))
         self._shown = with_captions(self._picture, captions) if captions else self._picture
         self._send_picture()
 

@@ -107,9 +107,8 @@ class VideoWriter:
             top = float(np.quantile(rows, 0.02))
             captions.append(Caption(name, float(columns.mean() + 0.5) / width, top / height))
             self._newest = mask.index
-        drawn = [caption for caption in captions if can_draw(caption.text)]
-        self._left_out |= {caption.text for caption in captions} - {caption.text for caption in drawn}
-        return drawn
+        self._left_out |= {caption.text for caption in captions if not can_draw(caption.text)}
+        return captions
 
     def _start_renderer(self, mask_height: int, mask_width: int) -> VideoRenderer:
         assert self._output is not None

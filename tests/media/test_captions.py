@@ -58,6 +58,6 @@ def test_letters_outside_ascii_need_a_font_of_the_machine() -> None:
 
 def test_the_picture_has_the_shape_of_the_video_and_a_largest_side() -> None:
     assert picture_size(80, 60) == (60, 80)
-    assert picture_size(1920, 1080) == (540, LONGEST_SIDE)
-    assert picture_size(1080, 1920) == (LONGEST_SIDE, 540)
+    assert picture_size(1920, 1080) == (360, LONGEST_SIDE)
+    assert picture_size(1080, 1920) == (LONGEST_SIDE, 360)
     assert picture_size(5000, 1) == (1, LONGEST_SIDE)

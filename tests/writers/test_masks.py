@@ -73,12 +73,11 @@ def test_the_listing_names_what_sounds(
 ) -> None:
     writer = MaskFolderWriter(tmp_path / "masks")
     writer.open(info, track_settings(heard=("dog", "cat")))
-    sounds = [(0.1, 0.9), (0.3, 0.1), (0.3, 0.1), (0.9, 0.1)]
-    for mask, heard in zip(smooth_masks(4), sounds, strict=True):
-        nothing = mask.probability * (mask.index != 2)
-        writer.write(replace(mask, probability=nothing, heard=np.array(heard, np.float32)))
-    writer.finish()
-    masks = json.loads((tmp_path / "masks" / "masks.json").read_text())["masks"]
+    for mask, dog, cat in zip(smooth_masks(4), (0.1, 0.3, 0.3, 0.9), (0.9, 0.1, 0.1, 0.1), strict=True):
+        marked = mask.probability * (mask.index != 2)
+        writer.write(replace(mask, probability=marked, heard=np.array((dog, cat), np.float32)))
+    (folder,) = writer.finish()
+    masks = json.loads((folder / "masks.json").read_text())["masks"]
     assert [mask["categories"] for mask in masks] == [["cat"], ["cat"], [], ["dog"]]
 
 
