@@ -79,6 +79,19 @@ def test_full_size_by_cells_equals_the_layers_as_they_are_written(size: tuple[in
         torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.parametrize("size", [(1, 1), (2, 5)])
+def test_full_size_without_gradients_equals_that_with_them(size: tuple[int, int]) -> None:
+    torch.manual_seed(0)
+    head = MaskHead(preset("avs-mamba-tiny", num_classes=3)).double()
+    x = torch.randn(3, 24, *size, dtype=torch.float64)
+    expected = head.full_size(x)
+    with torch.inference_mode():
+        logits = head.full_size(x)
+    assert expected.requires_grad
+    assert not logits.requires_grad
+    torch.testing.assert_close(logits, expected, rtol=1e-12, atol=1e-12)
+
+
 def test_kernels_of_cells_are_not_rounded_by_autocast() -> None:
     torch.manual_seed(0)
     head = MaskHead(preset("avs-mamba-tiny"))
@@ -90,7 +103,7 @@ def test_kernels_of_cells_are_not_rounded_by_autocast() -> None:
         seen.append(kernels)
         return convolve(of, kernels, *rest)
 
-    with pytest.MonkeyPatch.context() as patch, torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+    with pytest.MonkeyPatch.context() as patch, torch.autocast("cpu", torch.bfloat16):
         patch.setattr(F, "conv2d", spied)
         head.full_size(x)
     assert seen[0].dtype == torch.float32
