@@ -25,6 +25,10 @@ FORWARD_TOLERANCE, GRADIENT_TOLERANCE = 1e-5, 2e-5
 # Sums over thousands of steps, with the GPU's approximate 2^x.
 LONG_TOLERANCE = 1e-4
 CHUNK = 4
+KERNELS = [
+    *(("forward", kernel) for kernel in ("chunk_ends", "carry_states", "outputs")),
+    *(("backward", kernel) for kernel in ("chunk_grads", "carry_grads", "gradients")),
+]
 
 needs_triton = pytest.mark.skipif(not triton_scan.INSTALLED, reason="triton is not installed")
 outside_interpreter = pytest.mark.skipif(triton_scan.INTERPRETED, reason="this is the interpreter")
@@ -243,13 +247,7 @@ def test_opcheck_of_the_backward_of_one_direction(device, random_problem):
 
 @needs_triton
 @outside_interpreter
-@pytest.mark.parametrize(
-    ("module", "kernel"),
-    [
-        *(("forward", kernel) for kernel in ("chunk_ends", "carry_states", "outputs")),
-        *(("backward", kernel) for kernel in ("chunk_grads", "carry_grads", "gradients")),
-    ],
-)
+@pytest.mark.parametrize(("module", "kernel"), KERNELS)
 def test_kernels_are_not_compiled_anew_for_another_clip(module, kernel):
     parameters = getattr(importlib.import_module(f"avsseg.ops.triton_{module}"), kernel).params
     sizes = {name for name in ("P", "L", "chunks", "lanes", "output_from") if name in {p.name for p in parameters}}
@@ -257,30 +255,43 @@ def test_kernels_are_not_compiled_anew_for_another_clip(module, kernel):
     assert "chunks" in sizes
 
 
+# States and ranks of the paper's models, of avs-mamba-tiny, and of VMamba's second release.
 @needs_triton
 @outside_interpreter
-@pytest.mark.parametrize("kernel", ["outputs", "gradients"])
-def test_the_largest_kernels_compile_for_a_gpu_that_is_not_here(kernel, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("states", "rank", "side_by_side", "capability"), [(16, 16, False, 80), (4, 8, True, 90), (1, 6, True, 80)]
+)
+@pytest.mark.parametrize(("module", "kernel"), KERNELS)
+def test_kernels_compile_for_gpus_that_are_not_here(
+    module, kernel, states, rank, side_by_side, capability, tmp_path, monkeypatch
+):
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     compiler = pytest.importorskip("triton.compiler", minversion=None)
     targets = pytest.importorskip("triton.backends.compiler")
-    from avsseg.ops import triton_backward, triton_forward
-
-    function = {"outputs": triton_forward.outputs, "gradients": triton_backward.gradients}[kernel]
-    constants = {"N": 16, "R": 16, "N_BLOCK": 16, "R_BLOCK": 16, "D_BLOCK": 32, "CHUNK": 64, "SIDE_BY_SIDE": False}
-    constants |= {"KEEP": True} if kernel == "outputs" else {}
-    integers = dict.fromkeys(("P", "K", "D", "L", "chunks", "lanes", "output_from"), "i32")
+    function = getattr(importlib.import_module(f"avsseg.ops.triton_{module}"), kernel)
+    constants = {
+        "N": states,
+        "R": rank,
+        "N_BLOCK": triton_scan._power_of_two(states),
+        "R_BLOCK": triton_scan._power_of_two(rank),
+        "D_BLOCK": triton_scan.CHANNELS_PER_PROGRAM,
+        "CHUNK": triton_scan.CHECKPOINT_INTERVAL,
+        "SIDE_BY_SIDE": side_by_side,
+        "KEEP": True,
+    }
+    constants = {name: value for name, value in constants.items() if name in function.arg_names}
+    integers = ("P", "K", "D", "L", "chunks", "lanes", "output_from")
     kinds = {
         "plan": "*i32",
         "tokens": "*bf16",
         "grad_out": "*bf16",
-        **integers,
+        **dict.fromkeys(integers, "i32"),
         **dict.fromkeys(constants, "constexpr"),
     }
     signature = {name: kinds.get(name, "*fp32") for name in function.arg_names}
     source = compiler.ASTSource(function, signature, constants)
     options = {"num_warps": triton_scan.WARPS, "enable_fp_fusion": True}
-    compiled = compiler.compile(source, target=targets.GPUTarget("cuda", 80, 32), options=options)
+    compiled = compiler.compile(source, target=targets.GPUTarget("cuda", capability, 32), options=options)
     assert compiled.asm["cubin"]
 
 
