@@ -56,9 +56,10 @@ class _Scored:
 class WindowScorer:
     """Gives windows their probabilities, in order.
 
-    `at_once` windows of one length go through the model together; the first goes alone, so that the first mask is not
-    kept waiting. When a GPU's memory runs out, half as many do from then on. On a GPU a group is handed out after the
-    next one has been started, so that copying, blending and writing happen while it works.
+    `at_once` windows of one length go through the model together; the first goes alone and is handed out at once, so
+    that the first mask is not kept waiting. When a GPU's memory runs out, half as many do from then on. On a GPU every
+    later group is handed out after the next one has been started, so that copying, blending and writing happen while
+    it works.
     """
 
     def __init__(
@@ -76,12 +77,12 @@ class WindowScorer:
             torch.OutOfMemoryError, RuntimeError: a single window takes more memory than there is.
         """
         under_way: _Scored | None = None
-        for group in self._groups(windows):
+        for number, group in enumerate(self._groups(windows)):
             for scored in self._start(group):
                 if under_way is not None:
                     yield from under_way.results()
                 under_way = scored
-                if scored.arrived is None:
+                if number == 0 or scored.arrived is None:
                     yield from scored.results()
                     under_way = None
         if under_way is not None:

@@ -127,7 +127,7 @@ def segment(
     info = path if isinstance(path, VideoInfo) else probe(path)
     place = resolve_device(device)
     if isinstance(model, (str, Path)):
-        model = load_model(model, allow_untrained=allow_untrained, device=place)
+        model = _channels_last(load_model(model, allow_untrained=allow_untrained, device=place))
     else:
         place = next(model.model.parameters()).device
     return MaskTrack(info, model, options or SegmentOptions(), place)
@@ -159,7 +159,14 @@ def load_for(options: ModelOptions) -> LoadedModel:
             cpu.capability()
         except ValueError as error:
             raise EnvironmentFault(f"{error}. Correct the variable or unset it") from error
-    return load_model(options.model, allow_untrained=options.allow_untrained, device=device)
+    return _channels_last(load_model(options.model, allow_untrained=options.allow_untrained, device=device))
+
+
+def _channels_last(loaded: LoadedModel) -> LoadedModel:
+    """With its convolutions' kernels as tensor cores and oneDNN read them, so that what they give lies like that too."""
+    if next(loaded.model.parameters()).device.type != "mps":
+        loaded.model.to(memory_format=torch.channels_last)
+    return loaded
 
 
 def resolve_device(name: str) -> torch.device:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -75,6 +76,40 @@ def test_a_processor_takes_one_window_at_a_time_as_they_come() -> None:
     scored = scorer(Counting(), None).score(windows())
     next(scored)
     assert asked == [0]
+
+
+class Arrival:
+    """Stands for a CUDA event: notes in `log` when its results are waited for."""
+
+    def __init__(self, log: list[str], first_index: int) -> None:
+        self.log = log
+        self.first_index = first_index
+
+    def synchronize(self) -> None:
+        self.log.append(f"wait for {self.first_index}")
+
+
+def test_on_a_gpu_the_first_window_is_handed_out_at_once_and_each_other_group_behind_the_start_of_the_next(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    log: list[str] = []
+    enqueue = WindowScorer._enqueue
+
+    def enqueued(self: WindowScorer, part: Sequence[ClipWindow]) -> object:
+        log.append(f"start {len(part)} from {part[0].first_index}")
+        return replace(enqueue(self, part), arrived=Arrival(log, part[0].first_index))
+
+    monkeypatch.setattr(WindowScorer, "_enqueue", enqueued)
+    found = []
+    for window, _, _ in scorer(Counting(), 2).score(windows_of([1] * 6)):
+        log.append(f"have {window.first_index}")
+        found.append(window.first_index)
+    assert found == [0, 1, 2, 3, 4, 5]
+    assert log == [
+        *("start 1 from 0", "wait for 0", "have 0"),
+        *("start 2 from 1", "start 2 from 3", "wait for 1", "have 1", "have 2"),
+        *("start 1 from 5", "wait for 3", "have 3", "have 4", "wait for 5", "have 5"),
+    ]
 
 
 def test_less_memory_means_fewer_windows_at_once_and_the_same_masks() -> None:
