@@ -41,6 +41,13 @@ avsseg train --subset s4 --data AVSBench --out runs/s4 --preset paper --init-vis
 torchrun --nproc-per-node 2 -m avsseg train --data scenes --out runs/two  [dim]two processes, gradients averaged[/dim]
 """
 
+# of settings whose flag has another name
+FLAGS = {
+    "start_from": "--from",
+    "init_visual": "--init-visual",
+    "init_audio": "--init-audio",
+    "learning_rate": "--learning-rate",
+}
 _WHAT, _HOW, _MACHINE = "What is learned", "How", "Machine and run"
 
 
@@ -212,10 +219,11 @@ def gather(
         settings = with_changes(TrainingSettings(), read_toml(kept), where=printable(kept))
         machine = {"device", "threads", "workers", "data", "epochs", "minutes"}
         sources = [name for name, given in (("--preset", preset), ("--config", config)) if given]
-        other = sorted(set(flags) - machine) + sources
+        changed = {name for name, value in flags.items() if getattr(settings, name) != value} - machine
+        other = [f"{FLAGS.get(name, name)} ({getattr(settings, name)})" for name in sorted(changed)] + sources
         if other:
             named = ", ".join(other)
-            raise UsageError(f"--resume goes on with the settings of the run: {named} cannot change now")
+            raise UsageError(f"--resume goes on with the settings of the run: {named} cannot change now. Leave it out")
         return with_changes(settings, flags, where="command line")
     values = read_toml(config) if config else {}
     chosen = str(flags.get("subset", values.get("subset", "ms3")))
@@ -267,8 +275,11 @@ def _run(out: Path, settings: TrainingSettings, *, resume: bool) -> None:
                 best = run.train()
             except Interrupted:
                 if leads:
+                    kept = next((p for p in (out / "best.safetensors", out / "last.safetensors") if p.exists()), out)
                     typer.echo(
-                        f"stopped at step {run.trainer.step}; go on with: avsseg train --resume --out {out}", err=True
+                        f"stopped at step {run.trainer.step}, the model so far is {kept}; go on with: avsseg train "
+                        f"--resume --out {out}",
+                        err=True,
                     )
                 raise KeyboardInterrupt from None
     if leads:

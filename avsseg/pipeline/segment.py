@@ -163,7 +163,7 @@ def load_for(options: ModelOptions) -> LoadedModel:
 
 
 def _channels_last(loaded: LoadedModel) -> LoadedModel:
-    """With its convolutions' kernels as tensor cores and oneDNN read them, so that what they give lies like that too."""
+    """With its convolutions' kernels as tensor cores and oneDNN read them, so that their results lie like that too."""
     if next(loaded.model.parameters()).device.type != "mps":
         loaded.model.to(memory_format=torch.channels_last)
     return loaded

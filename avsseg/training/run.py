@@ -113,6 +113,12 @@ def build_model(settings: TrainingSettings, *, heard: Sequence[str] = ()) -> Avs
         own = model.state_dict()
         given = loaded.model.state_dict()
         anew = TOLD if loaded.heard != tuple(heard) else frozenset()
+        if any(loaded.heard) and not heard and not settings.mute:
+            logger.warning(
+                "%s names what sounds, and the model trained from it will not: class_weight=0.5 teaches the names of "
+                "these clips, where they list them",
+                printable(settings.start_from),
+            )
         fitting = {k: v for k, v in given.items() if k in own and own[k].shape == v.shape and k not in anew}
         model.load_state_dict({**own, **fitting})
         for name in sorted(set(own) - set(fitting) - TOLD):

@@ -21,7 +21,7 @@ class RunLog:
     def __init__(self, folder: Path, *, tensorboard: bool = False) -> None:
         self.folder = folder
         with output_errors(folder):
-            self._board = _summary_writer(folder) if tensorboard else None
+            self._board = _summary_writer(folder, 0) if tensorboard else None
 
     def add(self, name: Literal["train", "val"], step: int, seconds: float, values: Mapping[str, float]) -> None:
         """One line of what was measured up to a step, so many seconds after the start of the run."""
@@ -44,6 +44,9 @@ class RunLog:
         """Drops lines beyond these steps, which come again, and those that a full disk cut short."""
         for name, step in zip(LOGS, (trained, validated), strict=True):
             _forget_after(self.folder / name, step)
+        if self._board is not None:
+            self._board.close()
+            self._board = _summary_writer(self.folder, max(trained, validated) + 1)
 
 
 def _forget_after(log: Path, step: int) -> None:
@@ -56,10 +59,11 @@ def _forget_after(log: Path, step: int) -> None:
         csv.writer(file).writerows([header, *(row for row in whole if int(row[0]) <= step)])
 
 
-def _summary_writer(folder: Path) -> Any:
+def _summary_writer(folder: Path, first: int) -> Any:
+    """TensorBoard's writer; what earlier files say of the steps from `first` on is not shown any more."""
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         logger.warning('no TensorBoard log: `pip install "avsseg[train]"` to have one')
         return None
-    return SummaryWriter(str(folder / "tensorboard"))
+    return SummaryWriter(str(folder / "tensorboard"), purge_step=first or None)

@@ -123,6 +123,11 @@ class TrainingSettings:
             raise UsageError("frozen_audio would keep random weights: give --from or --init-audio, or leave it out")
         if not 0 <= self.ema_decay < 1:
             raise UsageError(f"ema_decay is {self.ema_decay}, must be at least 0 (no average) and below 1")
+        for name in ("beta_2", "drop_path"):
+            if getattr(self, name) >= 1:
+                raise UsageError(f"{name} is {getattr(self, name)}, must be at least 0 and below 1")
+        if not -math.inf < self.audio_noise_db <= 0:
+            raise UsageError(f"audio_noise_db is {self.audio_noise_db}, must be negative, such as -40, or 0 (no noise)")
         if self.resize < 1:
             raise UsageError(f"resize is {self.resize}, must be 1 (none) or more")
         for name in ("pair", "recolour", "retexture", "crops"):
@@ -152,7 +157,8 @@ def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
 
 _PAPER: dict[str, dict[str, Any]] = {
     "s4": {"size": 512, "batch": 2, "epochs": 60, "bce_weight": 0.0},
-    "ms3": {"size": 512, "batch": 2, "epochs": 120, "bce_weight": 0.0},
+    # the visual backbone waits for the rest; VGGish, the other encoder, learns in no preset
+    "ms3": {"size": 512, "batch": 2, "epochs": 120, "bce_weight": 0.0, "freeze_epochs": 20},
     "avss": {"size": 224, "batch": 6, "epochs": 50, "dice_weight": 0.0},
 }
 # the paper's recipe (V-B), with the losses that the authors train: dice alone for objects, cross-entropy for classes;

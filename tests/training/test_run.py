@@ -221,7 +221,7 @@ def test_fine_tuning_starts_from_a_checkpoint(tmp_path: Path, quick: TrainingSet
 
 
 def test_a_model_that_learns_the_classes_names_them_and_they_are_not_passed_on(
-    tmp_path: Path, quick: TrainingSettings
+    tmp_path: Path, quick: TrainingSettings, caplog: pytest.LogCaptureFixture
 ) -> None:
     run = TrainingRun(tmp_path / "named", replace(quick, class_weight=0.5))
     best = run.train()
@@ -231,10 +231,12 @@ def test_a_model_that_learns_the_classes_names_them_and_they_are_not_passed_on(
     averaged = load_checkpoint(tmp_path / "named" / "best.pt")["average"]["model.heard_head.bias"]
     assert torch.equal(loaded.model.state_dict()["heard_head.bias"], averaged)
     assert averaged.abs().max() > 0
-    start = build_model(replace(quick, start_from=str(best)))
-    assert start.config.heard_classes == 0
     again = build_model(replace(quick, start_from=str(best)), heard=sorted(loaded.heard, reverse=True))
     assert not torch.equal(again.state_dict()["heard_head.weight"], loaded.model.state_dict()["heard_head.weight"])
+    assert "names what sounds" not in caplog.text
+    start = build_model(replace(quick, start_from=str(best)))
+    assert start.config.heard_classes == 0
+    assert "best.safetensors names what sounds, and the model trained from it will not" in caplog.text
     kept = "pyramid.", "head.", "audio_encoder."
     assert all(
         torch.equal(v, start.state_dict()[k]) for k, v in loaded.model.state_dict().items() if k.startswith(kept)

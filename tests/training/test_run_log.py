@@ -55,6 +55,20 @@ def test_tensorboard_gets_the_same(tmp_path: Path) -> None:
     assert [(event.step, event.value) for event in events.Scalars("train/loss")] == [(20, 0.5)]
 
 
+def test_tensorboard_does_not_show_the_steps_that_come_again(tmp_path: Path) -> None:
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    killed = RunLog(tmp_path, tensorboard=True)
+    for step in (20, 40, 60):
+        killed.add("train", step, 0.0, {"loss": 1.0})
+    killed.add("val", 20, 0.0, {"score": 1.0})
+    resumed = RunLog(tmp_path, tensorboard=True)
+    resumed.forget_after(40, 20)
+    resumed.add("train", 60, 0.0, {"loss": 2.0})
+    events = accumulator.EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert [(event.step, event.value) for event in events.Scalars("train/loss")] == [(20, 1.0), (40, 1.0), (60, 2.0)]
+    assert [event.step for event in events.Scalars("val/score")] == [20]
+
+
 def test_a_log_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "train.csv").mkdir()
     with pytest.raises(OutputError, match=r"train\.csv: cannot be written: Is a directory"):

@@ -24,6 +24,7 @@ def test_the_papers_recipe(subset: str, size: int, batch: int, epochs: int) -> N
     assert (settings.dice_weight, settings.bce_weight) == ((0.0, 1.0) if subset == "avss" else (1.0, 0.0))
     assert (settings.gradient_clip, settings.beta_2) == (0.0, 0.999)
     assert settings.num_classes == (71 if subset == "avss" else 1)
+    assert settings.freeze_epochs == (20 if subset == "ms3" else 0)
 
 
 def test_a_file_keeps_every_setting(tmp_path: Path) -> None:
@@ -42,6 +43,10 @@ def test_a_file_keeps_every_setting(tmp_path: Path) -> None:
         ({"subset": "s5"}, "subset is 's5'. Choose one of: s4, ms3, avss"),
         ({"epochs": 0}, "no end"),
         ({"ema_decay": 1.0}, "ema_decay"),
+        ({"beta_2": 1.0}, "beta_2 is 1.0, must be at least 0 and below 1"),
+        ({"drop_path": 1}, "drop_path is 1"),
+        ({"audio_noise_db": 40.0}, "audio_noise_db is 40.0, must be negative"),
+        ({"audio_noise_db": float("nan")}, "audio_noise_db is nan"),
         ({"learning_rate": -1.0}, "not negative"),
         ({"precision": "fp8"}, "precision"),
         ({"seed": -1}, "seed is -1"),
