@@ -1,4 +1,4 @@
-"""Writes docs/cli.md, the reference of all commands, from their own help texts.
+"""Writes docs/cli.md, the reference of all commands and groups of commands, from their own help texts.
 
 python docs/make_cli_reference.py            # writes it
 python docs/make_cli_reference.py --check    # exit code 1 if it is not up to date
@@ -26,15 +26,18 @@ TARGET = Path(__file__).parent / "cli.md"
 TYPE_NAMES = {int: "INTEGER", float: "NUMBER", str: "TEXT", Path: "PATH"}
 
 
-def commands(group: typer.Typer, prefix: str = "avsseg") -> Iterator[tuple[str, Callable[..., Any], str]]:
-    """The name, function and examples of every command."""
+def sections(group: typer.Typer, shown: Any, name: str = "avsseg") -> Iterator[str]:
+    """What `group` says of itself, then its commands and the groups in it; `shown` is what typer makes of it."""
+    own = group.registered_callback
+    # not the function's docstring: typer may have been given another text
+    yield from section(name, shown.help or "", own.callback if own is not None else None, "")
     for command in group.registered_commands:
         assert command.callback is not None
-        name = command.name or command.callback.__name__.replace("_", "-")
-        yield f"{prefix} {name}", command.callback, command.epilog or ""
+        called = command.name or command.callback.__name__.replace("_", "-")
+        yield from section(f"{name} {called}", command.callback.__doc__ or "", command.callback, command.epilog or "")
     for sub in group.registered_groups:
         assert sub.typer_instance is not None
-        yield from commands(sub.typer_instance, f"{prefix} {sub.name}")
+        yield from sections(sub.typer_instance, shown.commands[sub.name], f"{name} {sub.name}")
 
 
 def plain(text: str) -> str:
@@ -78,17 +81,11 @@ def row(name: str, annotation: Any, info: Any, default: Any) -> str:
     return f"| {shown.replace('|', chr(92) + '|')} | {said} |"
 
 
-def section(name: str, function: Callable[..., Any], examples: str) -> Iterator[str]:
+def section(name: str, text: str, function: Callable[..., Any] | None, examples: str) -> Iterator[str]:
     yield f"## {name}"
-    for paragraph in inspect.cleandoc(function.__doc__ or "").split("\n\n"):
+    for paragraph in inspect.cleandoc(text).split("\n\n"):
         yield plain(paragraph)
-    hints = typing.get_type_hints(function, include_extras=True)
-    rows = []
-    for parameter in inspect.signature(function).parameters.values():
-        annotation, *extras = typing.get_args(hints[parameter.name])
-        info = next(extra for extra in extras if isinstance(extra, (OptionInfo, ArgumentInfo)))
-        if not info.hidden:
-            rows.append(row(parameter.name, annotation, info, parameter.default))
+    rows = list(options(function)) if function is not None else []
     if rows:
         yield "\n".join(["| | |", "|---|---|", *rows])
     for heading, lines in notes(examples):
@@ -100,6 +97,16 @@ def section(name: str, function: Callable[..., Any], examples: str) -> Iterator[
             yield "\n".join(f"- {plain(line)}" for line in shown)
 
 
+def options(function: Callable[..., Any]) -> Iterator[str]:
+    """A row for each option and argument of a command or group."""
+    hints = typing.get_type_hints(function, include_extras=True)
+    for parameter in inspect.signature(function).parameters.values():
+        annotation, *extras = typing.get_args(hints[parameter.name])
+        info = next(extra for extra in extras if isinstance(extra, (OptionInfo, ArgumentInfo)))
+        if not info.hidden:
+            yield row(parameter.name, annotation, info, parameter.default)
+
+
 def notes(epilog: str) -> Iterator[tuple[str, list[str]]]:
     """The headings below a command's options and the lines under each."""
     for part in epilog.split("[bold]")[1:]:
@@ -109,8 +116,7 @@ def notes(epilog: str) -> Iterator[tuple[str, list[str]]]:
 
 def reference() -> str:
     parts = ["# Commands", "Made by `docs/make_cli_reference.py` from the help texts of the commands; do not edit."]
-    for name, function, examples in commands(app):
-        parts += section(name, function, examples)
+    parts += sections(app, typer.main.get_command(app))
     return "\n\n".join(parts) + "\n"
 
 

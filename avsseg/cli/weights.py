@@ -20,14 +20,18 @@ if TYPE_CHECKING:
 LINE_INTERVAL_S = 5.0
 MIB = 1 << 20
 
-app = typer.Typer(help="List, download, verify and convert weights.", no_args_is_help=True)
+app = typer.Typer(no_args_is_help=True)  # its help is the docstring below, which `help` here would hide
 
 
 @app.callback()
 def _weights() -> None:
     """List, download, verify and convert weights.
 
-    Downloads go to AVSSEG_HOME, else XDG_CACHE_HOME/avsseg, else ~/.cache/avsseg. AVSSEG_OFFLINE=1 forbids them.
+    Published files are kept in the folder weights under AVSSEG_HOME if that is set, else under XDG_CACHE_HOME/avsseg,
+    else under ~/.cache/avsseg. `avsseg info` shows where.
+
+    With AVSSEG_OFFLINE=1 no command downloads anything: what is missing is an error that says which address to fetch
+    elsewhere and where to put the file.
     """
 
 
@@ -88,7 +92,10 @@ def download_weights(
 def verify_weights(
     names: Annotated[list[str] | None, typer.Argument(metavar="[NAME]...", help="Default: all that are here.")] = None,
 ) -> None:
-    """Compare files with their sha256. Exit code 1 if one differs, or one that was named is missing."""
+    """Compare files with their sha256. Exit code 1 if one differs or is damaged, or one that was named is missing.
+
+    A file whose sha256 is not known yet, as after copying it here by hand, must be whole; then it is recorded.
+    """
     from avsseg.weights.cache import cached_file, verify
     from avsseg.weights.catalogue import CATALOGUE, catalogue_entry
     from avsseg.weights.download import sha256_of
@@ -100,20 +107,22 @@ def verify_weights(
         if name in shipped:
             digest, path = sha256_of(shipped[name].path), shipped[name].path
             verdict = "ok" if digest == shipped[name].sha256 else "differs"
-            expected, cure = shipped[name].sha256, "Reinstall avsseg"
+            expected, fault, cure = shipped[name].sha256, "", "Reinstall avsseg"
         else:
             entry = catalogue_entry(name)
             path, check = cached_file(entry), verify(entry)
-            verdict, digest, expected = check.verdict, check.sha256, check.expected
+            verdict, digest, expected, fault = check.verdict, check.sha256, check.expected, check.fault
             cure = f"Remove the file, then run: avsseg weights download {name}"
         if verdict == "missing":
             bad += 1
             _note(f"avsseg: error: {name}: not in the cache. Run: avsseg weights download {name}")
             continue
-        typer.echo(f"{name}  {verdict}  {digest}  {path}")
         if verdict == "differs":
+            fault = f"sha256 is {digest[:12]}…, expected {expected[:12]}…"
+        typer.echo(f"{name}  {verdict}  {digest}  {path}")
+        if fault:
             bad += 1
-            _note(f"avsseg: error: {printable(path)}: sha256 is {digest[:12]}…, expected {expected[:12]}…. {cure}")
+            _note(f"avsseg: error: {printable(path)}: {fault}. {cure}")
     if bad:
         raise typer.Exit(AvssegError.exit_code)
 
@@ -167,6 +176,7 @@ def _shipped_rows() -> list[dict[str, object]]:
             "path": str(weights.path),
             "bytes": weights.path.stat().st_size,
             "size_mib": round(weights.path.stat().st_size / MIB, 1),
+            "min_size_mib": None,
             "licence": weights.licence,
             "purpose": weights.description,
             "url": None,
@@ -185,6 +195,7 @@ def _published_rows() -> list[dict[str, object]]:
     for entry in CATALOGUE.values():
         path = cached_file(entry)
         here = path.exists()
+        size_mib = round(path.stat().st_size / MIB, 1) if here else entry.size_mib
         known = expected_sha256(entry)
         rows.append(
             {
@@ -192,7 +203,8 @@ def _published_rows() -> list[dict[str, object]]:
                 "state": _state(entry, here),
                 "path": str(path) if here else None,
                 "bytes": path.stat().st_size if here else None,
-                "size_mib": round(path.stat().st_size / MIB, 1) if here else entry.size_mib,
+                "size_mib": size_mib,
+                "min_size_mib": round(entry.min_bytes / MIB, 1) if size_mib is None and entry.min_bytes else None,
                 "licence": entry.licence,
                 "purpose": entry.purpose,
                 "url": entry.url,
@@ -212,7 +224,9 @@ def _state(entry: CatalogueEntry, here: bool) -> str:
 
 
 def _size(row: dict[str, object]) -> str:
-    return "?" if row["size_mib"] is None else f"{row['size_mib']:.4g} MiB"
+    if row["size_mib"] is not None:
+        return f"{row['size_mib']:.4g} MiB"
+    return "?" if row["min_size_mib"] is None else f">= {row['min_size_mib']:.4g} MiB"
 
 
 def _unsupported(row: dict[str, object]) -> str:

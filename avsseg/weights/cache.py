@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 import os
@@ -13,25 +14,28 @@ from typing import Literal
 from avsseg.errors import OutputError, WeightsError, printable
 from avsseg.weights.catalogue import CATALOGUE, CatalogueEntry
 from avsseg.weights.download import PATIENT, Patience, Progress, WrongContentError, download, sha256_of
+from avsseg.weights.integrity import fault_of
 from avsseg.weights.locking import exclusive
 from avsseg.writers.base import PARTIAL_SUFFIX, written_whole
 
 CHECKSUMS_NAME = "checksums.json"
 _log = logging.getLogger(__name__)
 
-Verdict = Literal["ok", "recorded", "differs", "missing"]
+Verdict = Literal["ok", "recorded", "differs", "damaged", "missing"]
 
 
 @dataclass(frozen=True)
 class Check:
     """What `verify` found: the verdict, the digest of the file ("" if missing) and the one it should have ("" if none).
 
-    "recorded" is a file whose digest was not known, as after copying it there by hand, and now is.
+    "recorded" is a file whose digest was not known, as after copying it there by hand, and now is. "damaged" is one
+    whose digest is not known and that is not whole, as `fault` says.
     """
 
     verdict: Verdict
     sha256: str
     expected: str
+    fault: str = ""
 
 
 def cache_dir() -> Path:
@@ -81,7 +85,9 @@ def obtain(
 ) -> Path:
     """The entry's file, downloaded if it is not in the cache, with the digest that it always had.
 
-    Raises WeightsError or OutputError as `download` does, and WeightsError when a cached file has changed.
+    Where no digest is known yet, the file must be whole by its container and size before its own is recorded.
+    Raises WeightsError or OutputError as `download` does, and WeightsError when a cached file has changed or was put
+    there damaged.
     """
     path = cached_file(entry)
     if path.exists():
@@ -91,6 +97,10 @@ def obtain(
                 f"{printable(path)}: sha256 is {check.sha256[:12]}…, expected {check.expected[:12]}…. Remove the file, "
                 f"then run: avsseg weights download {entry.name}"
             )
+        if check.verdict == "damaged":
+            raise WeightsError(
+                f"{printable(path)}: {check.fault}. Remove the file, then run: avsseg weights download {entry.name}"
+            )
         return path
     expected = expected_sha256(entry)
     try:
@@ -98,6 +108,7 @@ def obtain(
             entry.url,
             path,
             sha256=expected,
+            fault_of=None if expected else functools.partial(fault_of, min_bytes=entry.min_bytes),
             offline=offline,
             progress=progress,
             on_wait=on_wait,
@@ -115,7 +126,7 @@ def obtain(
 
 
 def verify(entry: CatalogueEntry) -> Check:
-    """Compares the cached file with its digest; a digest known in part or not at all is recorded.
+    """Compares the cached file with its digest; a digest known in part, or not at all for a whole file, is recorded.
 
     Raises WeightsError if a file cannot be read.
     """
@@ -127,6 +138,9 @@ def verify(entry: CatalogueEntry) -> Check:
         return Check("differs", digest, expected)
     if digest == expected:
         return Check("ok", digest, expected)
+    fault = "" if expected else fault_of(path, entry.min_bytes)
+    if fault:
+        return Check("damaged", digest, expected, fault)
     try:
         _record(entry, digest)
     except OutputError as error:  # a cache shared read-only serves all the same

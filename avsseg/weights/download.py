@@ -53,7 +53,16 @@ PATIENT = Patience()
 
 
 class WrongContentError(WeightsError):
-    """A file that has not the digest or size that it must have."""
+    """A file that has not the digest or size that it must have, or is cut off or damaged."""
+
+
+@dataclass(frozen=True)
+class _Expected:
+    """What is known of the whole file beforehand; the parameters of `download`."""
+
+    sha256: str
+    size: int | None
+    fault_of: Callable[[Path], str] | None
 
 
 class _TransferCut(Exception):  # noqa: N818 (not an error of the user's)
@@ -124,6 +133,7 @@ def download(
     *,
     sha256: str = "",
     size: int | None = None,
+    fault_of: Callable[[Path], str] | None = None,
     offline: bool | None = None,
     progress: Progress | None = None,
     on_wait: Callable[[], None] | None = None,
@@ -131,13 +141,15 @@ def download(
 ) -> str:
     """Downloads `url` to `target` and returns the file's sha256; a file that is there already is only verified.
 
-    `sha256` is the digest, or as many of its first digits as are known; `size` the size in bytes, if known. A part left
-    by an earlier run is continued where the server can do so. Another process or thread with the same target is waited
-    for, and `on_wait` called then.
+    `sha256` is the digest, or as many of its first digits as are known; `size` the size in bytes, if known. `fault_of`
+    says what shows that a file is not whole, or ""; without a digest nothing else can, since a server may end a file
+    early and call it complete. A part left by an earlier run is continued where the server can do so. Another process
+    or thread with the same target is waited for, and `on_wait` called then.
 
     Raises WeightsError: offline, address refused, server without the file, connection lost for good, wrong content.
     Raises OutputError: the disk refuses; what has arrived stays for the next run.
     """
+    expected = _Expected(sha256.lower(), size, fault_of)
     _check_address(url)
     if not target.exists() and is_offline(offline):
         raise WeightsError(
@@ -148,16 +160,16 @@ def download(
         target.parent.mkdir(parents=True, exist_ok=True)
     with exclusive(target, on_wait=on_wait):
         if target.exists():
-            return _verified(target, printable(target), sha256, size, "Remove it and download it again")
+            return _verified(target, printable(target), expected, "Remove it and download it again")
         part = _Part(target.with_name(target.name + PARTIAL_SUFFIX), url)
         continued = _pick_up(part, identifiable=bool(sha256))
         try:
-            digest = _complete(part, sha256, size, progress, patience)
+            digest = _complete(part, expected, progress, patience)
         except WrongContentError:
             if not continued:
                 raise
             # the earlier part may have been of another version, or damaged on the disk
-            digest = _complete(part, sha256, size, progress, patience)
+            digest = _complete(part, expected, progress, patience)
         with output_errors(target):
             fsync(part.path)
             os.replace(part.path, target)
@@ -193,23 +205,26 @@ class _CheckedRedirects(urllib.request.HTTPRedirectHandler):
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 
-def _complete(part: _Part, sha256: str, size: int | None, progress: Progress | None, patience: Patience) -> str:
+def _complete(part: _Part, expected: _Expected, progress: Progress | None, patience: Patience) -> str:
     """Receives the rest and returns the digest of the whole; wrong content is removed."""
-    _transfer(part, patience, progress, size)
+    _transfer(part, patience, progress, expected.size)
     try:
-        return _verified(part.path, part.url, sha256, size, "It was thrown away; try again, or ask its publisher")
+        return _verified(part.path, part.url, expected, "It was thrown away; try again, or ask its publisher")
     except WrongContentError:
         part.remove()
         raise
 
 
-def _verified(path: Path, shown: str, sha256: str, size: int | None, hint: str) -> str:
+def _verified(path: Path, shown: str, expected: _Expected, hint: str) -> str:
     found = path.stat().st_size
-    if size is not None and found != size:
-        raise WrongContentError(f"{shown}: has {found} bytes, {size} expected. {hint}")
+    if expected.size is not None and found != expected.size:
+        raise WrongContentError(f"{shown}: has {found} bytes, {expected.size} expected. {hint}")
     digest = sha256_of(path)
-    if not digest.startswith(sha256.lower()):
-        raise WrongContentError(f"{shown}: sha256 is {digest[:12]}…, expected {sha256[:12]}…. {hint}")
+    if not digest.startswith(expected.sha256):
+        raise WrongContentError(f"{shown}: sha256 is {digest[:12]}…, expected {expected.sha256[:12]}…. {hint}")
+    fault = expected.fault_of(path) if expected.fault_of is not None else ""
+    if fault:
+        raise WrongContentError(f"{shown}: {fault}. {hint}")
     return digest
 
 

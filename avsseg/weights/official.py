@@ -17,6 +17,7 @@ import re
 from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -76,8 +77,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         except (OSError, SafetensorError) as error:
             raise WeightsError(f"{shown}: cannot be read as safetensors ({error}). Download it again") from error
     try:
-        with torch.serialization.safe_globals(list(_SETTINGS_CLASSES)):
-            content = torch.load(path, map_location="cpu", weights_only=True)
+        content = load_untrusted(path)
     except Exception as error:  # a damaged or hostile pickle can raise anything
         reason = str(error).splitlines()[0][:200] if str(error) else repr(error)
         hint = "Download it again, or save its state dict alone"
@@ -91,6 +91,12 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     if not tensors:
         raise WeightsError(f"{shown}: holds no state dict. Save one with torch.save(model.state_dict(), FILE)")
     return tensors
+
+
+def load_untrusted(path: Path) -> Any:
+    """What torch.save wrote, of tensors and plain values; no code of the file runs. Raises whatever torch raises."""
+    with torch.serialization.safe_globals(list(_SETTINGS_CLASSES)):
+        return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def guess_kind(tensors: Mapping[str, Tensor], source: str) -> str:

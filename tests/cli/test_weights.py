@@ -3,8 +3,11 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import http.server
+import io
 import json
 import re
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -27,7 +30,16 @@ from avsseg.weights.registry import DEFAULT_MODEL, shipped_weights
 
 Main = Callable[..., CompletedProcess[str]]
 GOLDEN = Path(__file__).parents[1] / "data" / "avs_mamba_golden.safetensors"
-BODY = b"weights" * 1000
+DOCS = Path(__file__).parents[2] / "docs"
+
+
+def saved() -> bytes:
+    file = io.BytesIO()
+    torch.save({"weight": torch.arange(1000.0)}, file)
+    return file.getvalue()
+
+
+BODY = saved()
 
 
 @pytest.fixture(autouse=True)
@@ -55,7 +67,7 @@ def published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
         thread.start()
         url = f"http://127.0.0.1:{server.server_port}/tiny.pth"
-        entry = dataclasses.replace(CATALOGUE["pvt_v2_b0"], name="tiny", url=url)
+        entry = dataclasses.replace(CATALOGUE["pvt_v2_b0"], name="tiny", url=url, size_mib=None)
         monkeypatch.setitem(CATALOGUE, "tiny", entry)
         yield "tiny"
         server.shutdown()
@@ -87,6 +99,40 @@ def test_list_shows_what_comes_with_avsseg_and_what_can_be_fetched() -> None:
     assert "Apache-2.0" in lines["pvt_v2_b5"]
     assert lines["vim-tiny-stride8"].endswith("not supported yet")
     assert lines["vim-tiny"].endswith("Vim backbone, ImageNet (76.1 %)")
+    assert ">= 87.3 MiB" in lines["vmamba-tiny-v0"]
+    assert not any(line.split()[2] == "?" for line in lines.values())
+
+
+def test_the_help_and_the_docs_teach_where_files_are_kept_and_how_to_stay_offline(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    shown = CliRunner().invoke(avsseg.cli.app, ["weights", "--help"]).stdout
+    section = (DOCS / "cli.md").read_text(encoding="utf-8").split("\n## avsseg weights\n")[1].split("\n## ")[0]
+    readme = (DOCS.parent / "README.md").read_text(encoding="utf-8")
+    for text in (shown, section, readme):
+        for taught in ("AVSSEG_HOME", "AVSSEG_OFFLINE=1", "~/.cache/avsseg"):
+            assert taught in text
+    assert "XDG_CACHE_HOME/avsseg" in shown
+
+
+def test_the_help_of_every_group_is_in_the_docs() -> None:
+    text = (DOCS / "cli.md").read_text(encoding="utf-8")
+    assert "\n## avsseg\n\nFind the pixels of a video that make the sound, and mark them.\n" in text
+    assert "\n## avsseg data\n\nRender datasets" in text
+    assert "\n## avsseg weights\n\nList, download, verify and convert weights.\n" in text
+
+
+def test_help_imports_no_torch() -> None:
+    program = (
+        "import sys, avsseg.cli\n"
+        "sys.argv = ['avsseg', 'weights', '--help']\n"
+        "try: avsseg.cli.main()\n"
+        "except SystemExit: print('torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert "AVSSEG_OFFLINE" in done.stdout
+    assert done.stdout.endswith("False\n")
 
 
 def test_list_as_json_follows_the_cache(avsseg_main: Main, published: str) -> None:
@@ -116,6 +162,22 @@ def test_download_prints_paths_and_verify_watches_them(avsseg_main: Main, publis
     assert f"{published}  differs" in outcome.stdout
     assert "avsseg weights download tiny" in outcome.stderr
     assert avsseg_main("weights", "verify", DEFAULT_MODEL).returncode == 0
+    assert avsseg_main("weights", "path", published).returncode == 3
+
+
+def test_files_that_are_not_whole_are_one_line_each(avsseg_main: Main, published: str, tmp_path: Path) -> None:
+    (tmp_path / "www" / "tiny.pth").write_bytes(BODY[:-100])
+    outcome = avsseg_main("weights", "download", published)
+    assert (outcome.returncode, outcome.stdout, outcome.stderr.count("\n")) == (3, "", 1)
+    assert "tiny.pth: is cut off: the zip directory at its end is missing. It was thrown away" in outcome.stderr
+    path = weights_dir() / "tiny.pth"
+    assert list(path.parent.iterdir()) == []
+    path.write_bytes(BODY[:-100])  # as after copying a part of it by hand
+    outcome = avsseg_main("weights", "verify", published)
+    assert (outcome.returncode, outcome.stderr.count("\n")) == (1, 1)
+    assert outcome.stdout.startswith(f"{published}  damaged  ")
+    assert f"{path}: is cut off" in outcome.stderr
+    assert "Remove the file, then run: avsseg weights download tiny" in outcome.stderr
     assert avsseg_main("weights", "path", published).returncode == 3
 
 

@@ -18,12 +18,14 @@ import pytest
 class Behaviour:
     """What the server does. `cuts` are bytes after which it drops the first connections, one each.
 
-    `length_lie` is added to Content-Length; `statuses` are answered first, one each; `hang` never answers.
+    `length_lie` is added to Content-Length, which is left out without `tells_length`; `statuses` are answered first,
+    one each; `hang` never answers.
     """
 
     body: bytes = b""
     cuts: list[int] = field(default_factory=list)
     length_lie: int = 0
+    tells_length: bool = True
     ranges: bool = True
     if_range: bool = True
     etag: bool = True
@@ -70,7 +72,8 @@ class _Handler(BaseHTTPRequestHandler):
         else:
             self.send_response(200)
         self.send_header("Content-Type", does.content_type)
-        self.send_header("Content-Length", str(len(body) - start + does.length_lie))
+        if does.tells_length:
+            self.send_header("Content-Length", str(len(body) - start + does.length_lie))
         if does.etag:
             self.send_header("ETag", etag)
         self.end_headers()

@@ -2,15 +2,21 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import io
 import json
+import math
 import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from avsseg.errors import UsageError, WeightsError
+from avsseg.model.backbones import build_backbone
+from avsseg.model.backbones.vim import VIM
+from avsseg.model.backbones.vmamba import VMAMBA
 from avsseg.model.config import VISUAL_BACKBONES
 from avsseg.weights.cache import (
     cache_dir,
@@ -26,7 +32,18 @@ from avsseg.weights.catalogue import CATALOGUE, CatalogueEntry, catalogue_entry
 from avsseg.weights.download import Patience
 
 QUICK = Patience(5.0, 2, 0.01)
-BODY = b"weights" * 1000
+SHAPES = json.loads((Path(__file__).parents[1] / "data" / "state_dict_shapes.json").read_text())
+
+
+def saved(*, zipped: bool = True) -> bytes:
+    """A state dict as torch.save writes it, 500 kB long."""
+    file = io.BytesIO()
+    tensors = {f"blocks.{i}.weight": torch.arange(25_000.0) + i for i in range(5)}
+    torch.save({"model": tensors}, file, _use_new_zipfile_serialization=zipped)
+    return file.getvalue()
+
+
+BODY = saved()
 DIGEST = hashlib.sha256(BODY).hexdigest()
 
 
@@ -76,6 +93,91 @@ def test_where_the_cache_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
     assert cache_dir() == tmp_path / ".cache" / "avsseg"
 
 
+def count(shapes: dict[str, Any]) -> int:
+    return sum(math.prod(shape) for shape in shapes.values())
+
+
+@pytest.mark.slow
+def test_lower_bounds_are_the_bytes_of_the_modules_and_their_classifiers() -> None:
+    assert CATALOGUE["vggish"].min_bytes == 4 * count(SHAPES["vggish"])
+    for kind in (*VMAMBA, *VIM):
+        with torch.device("meta"):
+            state = build_backbone(kind)[0].state_dict()
+        ours = {n: t.shape for n, t in state.items() if not n.startswith(("outnorm", "feature_pyramid"))}
+        width = VIM[kind].dim if kind in VIM else 8 * VMAMBA[kind].width
+        classifier = {"weight": (1000, width), "bias": (1000,)} | ({} if kind in VIM else {"norm": (2, width)})
+        assert CATALOGUE[kind].min_bytes == 4 * (count(ours) + count(classifier)), kind
+    for name, embeddings in (("vim-tiny", 192), ("vim-small", 384)):
+        more = CATALOGUE[f"{name}-stride8"].min_bytes - CATALOGUE[name].min_bytes
+        assert more == 4 * (730 - 197) * embeddings
+    for name in (name for name in CATALOGUE if name.startswith("pvt")):
+        # a bound above the real size would refuse every download
+        assert 0.9 * 4 * count(SHAPES[name]) < CATALOGUE[name].min_bytes < 4 * count(SHAPES[name])
+    assert all(entry.min_bytes for entry in CATALOGUE.values())
+
+
+def offered_whole(does: Any) -> None:
+    """The file that `server` announces is the whole one again."""
+    does.body, does.cuts, does.length_lie, does.tells_length = BODY, [], 0, True
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"length_lie": -1000}, "is cut off: the zip directory at its end is missing"),
+        ({"length_lie": 200_000 - len(BODY)}, "is cut off: the zip directory at its end is missing"),
+        ({"length_lie": -1}, "is cut off: the zip directory at its end is missing"),
+        ({"tells_length": False, "cuts": [200_000]}, "is cut off: the zip directory at its end is missing"),
+        ({"tells_length": False, "cuts": [200_000], "etag": False}, "is cut off"),
+        ({"body": saved(zipped=False), "length_lie": -1000}, "cannot be read to its end as a file of tensors"),
+        ({"body": b"<!DOCTYPE html><html><title>Log in</title></html>"}, r"neither a PyTorch nor .*b'<!DOCTYPE'"),
+        ({"body": b""}, r"neither a PyTorch nor .*b''"),
+    ],
+)
+def test_a_part_that_a_server_calls_the_whole_is_refused(
+    entry: CatalogueEntry, server: Any, wrong: dict[str, Any], message: str
+) -> None:
+    for name, value in wrong.items():
+        setattr(server[1], name, value)
+    with pytest.raises(WeightsError, match=message) as caught:
+        obtain(entry, patience=QUICK)
+    assert str(caught.value).startswith(f"{server[0]}: ")
+    assert str(caught.value).endswith("It was thrown away; try again, or ask its publisher")
+    assert "\n" not in str(caught.value)
+    assert list(weights_dir().iterdir()) == []  # no file, no part, no digest
+    offered_whole(server[1])
+    assert obtain(entry, patience=QUICK).read_bytes() == BODY
+    assert expected_sha256(entry) == DIGEST
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize("tells_length", [True, False])
+def test_whole_files_of_either_format_are_taken(
+    entry: CatalogueEntry, server: Any, zipped: bool, tells_length: bool
+) -> None:
+    server[1].body, server[1].tells_length = saved(zipped=zipped), tells_length
+    assert obtain(entry, patience=QUICK).read_bytes() == server[1].body
+    assert expected_sha256(entry) == hashlib.sha256(server[1].body).hexdigest()
+
+
+def test_a_file_below_its_lower_bound_is_refused(entry: CatalogueEntry, server: Any) -> None:
+    larger = dataclasses.replace(entry, parameters=1 << 20)
+    with pytest.raises(WeightsError, match=r"has 0\.5 MiB, a whole one at least 4\.0 MiB\. It was thrown away"):
+        obtain(larger, patience=QUICK)
+    assert list(weights_dir().iterdir()) == []
+    obtain(dataclasses.replace(entry, parameters=len(BODY) // 4), patience=QUICK)
+
+
+def test_a_damaged_part_is_fetched_again_without_a_digest(entry: CatalogueEntry, server: Any) -> None:
+    server[1].cuts = [300_000]
+    with pytest.raises(WeightsError, match="the connection was cut"):
+        obtain(entry, patience=Patience(5.0, 1, 0.0))
+    part = cached_file(entry).with_name("weights.pth.partial")
+    part.write_bytes(part.read_bytes()[:-1000] + bytes(1000))
+    assert obtain(entry, patience=QUICK).read_bytes() == BODY
+    assert [request.get("Range") for request in server[1].requests] == [None, "bytes=300000-", None]
+
+
 def test_the_digest_is_recorded_and_holds_ever_after(entry: CatalogueEntry, server: Any) -> None:
     path = obtain(entry, patience=QUICK)
     assert path == weights_dir() / "weights.pth"
@@ -113,6 +215,19 @@ def test_a_file_put_there_by_hand_is_recorded(entry: CatalogueEntry, server: Any
     assert verify(entry).verdict == "ok"
     assert obtain(entry) == cached_file(entry)
     assert server[1].requests == []
+
+
+def test_a_damaged_file_put_there_by_hand_is_not_recorded(entry: CatalogueEntry) -> None:
+    weights_dir().mkdir(parents=True)
+    cached_file(entry).write_bytes(BODY[:-1000])
+    check = verify(entry)
+    assert (check.verdict, check.expected) == ("damaged", "")
+    assert "is cut off" in check.fault
+    with pytest.raises(WeightsError, match=r"is cut off.*Remove the file, then run: avsseg weights download made-up"):
+        obtain(entry)
+    assert expected_sha256(entry) == ""
+    cached_file(entry).unlink()
+    assert obtain(entry, patience=QUICK) == cached_file(entry)
 
 
 def test_two_files_finished_at_once_are_both_recorded(
