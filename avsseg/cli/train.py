@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import shutil
 import signal
 from collections.abc import Iterator
 from dataclasses import fields
@@ -21,7 +22,9 @@ from avsseg.training.settings import (
     read_toml,
     training_preset,
     with_changes,
+    write_toml,
 )
+from avsseg.training.stages import BEST, STAGES_NAME, check_scene_settings, scene_stages, stage_to_go_on_with
 
 if TYPE_CHECKING:
     from avsseg.training.trainer import Progress
@@ -30,7 +33,7 @@ EXAMPLES = """[bold]Examples[/bold]
 
 avsseg data synth scenes --clips 400  [dim]a rendered dataset to try it on[/dim]
 
-avsseg train --data scenes --out runs/first --minutes 60  [dim]Ctrl-C stops and keeps everything[/dim]
+avsseg train --data scenes --out runs/first --preset scenes --from avs-mamba-tiny  [dim]an hour; Ctrl-C keeps all[/dim]
 
 avsseg train --resume --out runs/first  [dim]goes on exactly where it stopped[/dim]
 
@@ -65,8 +68,8 @@ def train(
     preset: Annotated[
         str | None,
         typer.Option(
-            help=f"{' or '.join(PRESET_NAMES)}: all settings at once. `paper` is the published recipe of the subset. "
-            "Default: tiny.",
+            help=f"{', '.join(PRESET_NAMES)}: all settings at once. `paper` is the published recipe of the subset; "
+            "`scenes` is four runs one after the other, for what `data synth` renders. Default: tiny.",
             show_default=False,
             rich_help_panel=_WHAT,
         ),
@@ -196,6 +199,10 @@ def train(
         if value is not None
     }  # fmt: skip
     flags |= dict(_parse(text) for text in setting or [])
+    staged = (out / STAGES_NAME).is_file()
+    if staged and not resume and preset != "scenes":
+        raise UsageError(f"{printable(out)}: holds a run already. Go on with --resume, or choose another --out")
+    staged = staged or (preset == "scenes" and not resume)
     settings = gather(out, preset, flags, config, resume=resume)
     if not settings.data:
         raise UsageError("no data: give --data DIR, a folder in AVSBench's layout (`avsseg data synth DIR` makes one)")
@@ -205,7 +212,7 @@ def train(
             "Give --init-visual (`avsseg weights list`)",
             err=True,
         )
-    _run(out, settings, resume=resume)
+    _run(out, settings, resume=resume, staged=staged)
 
 
 def gather(
@@ -213,8 +220,8 @@ def gather(
 ) -> TrainingSettings:
     """Preset, file and flags put together; a run that is resumed brings its own. Raises UsageError."""
     if resume:
-        kept = out / "settings.toml"
-        if not kept.is_file():
+        kept = next((path for path in (out / STAGES_NAME, out / "settings.toml") if path.is_file()), None)
+        if kept is None:
             raise UsageError(f"{printable(out)}: holds no run to resume (no settings.toml)")
         settings = with_changes(TrainingSettings(), read_toml(kept), where=printable(kept))
         machine = {"device", "threads", "workers", "data", "epochs", "minutes"}
@@ -224,8 +231,12 @@ def gather(
         if other:
             named = ", ".join(other)
             raise UsageError(f"--resume goes on with the settings of the run: {named} cannot change now. Leave it out")
+        if kept.name == STAGES_NAME:
+            check_scene_settings(flags)
         return with_changes(settings, flags, where="command line")
     values = read_toml(config) if config else {}
+    if preset == "scenes":
+        check_scene_settings({**values, **flags})
     chosen = str(flags.get("subset", values.get("subset", "ms3")))
     if "epochs" not in {*flags, *values} and flags.get("minutes", values.get("minutes")):
         # where the minutes are, so that what is wrong with them is said of their source
@@ -260,30 +271,63 @@ def _leads() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def _run(out: Path, settings: TrainingSettings, *, resume: bool) -> None:
+def _run(out: Path, settings: TrainingSettings, *, resume: bool, staged: bool) -> None:
     from avsseg.training.distributed import process_group
-    from avsseg.training.run import TrainingRun
-    from avsseg.training.trainer import Interrupted
 
     logging.getLogger("avsseg").setLevel(logging.INFO)
     distributed = "TORCHELASTIC_RUN_ID" in os.environ
     leads = _leads()
     with process_group() if distributed else contextlib.nullcontext(), _reporter(leads) as listener:
-        run = TrainingRun(out, settings, resume=resume, listener=listener)
-        with _stopping(run.trainer.request_stop):
-            try:
-                best = run.train()
-            except Interrupted:
-                if leads:
-                    kept = next((p for p in (out / "best.safetensors", out / "last.safetensors") if p.exists()), out)
-                    typer.echo(
-                        f"stopped at step {run.trainer.step}, the model so far is {kept}; go on with: avsseg train "
-                        f"--resume --out {out}",
-                        err=True,
-                    )
-                raise KeyboardInterrupt from None
+        if staged:
+            best = _run_stages(out, settings, listener, resume=resume)
+        else:
+            best = _run_one(out, settings, listener, resume=resume, whole=out)
     if leads:
         typer.echo(str(best))
+
+
+def _run_one(out: Path, settings: TrainingSettings, listener: Any, *, resume: bool, whole: Path) -> Path:
+    """The best model of a run, which may be one of several in the folder of the `whole`."""
+    from avsseg.training.run import TrainingRun
+    from avsseg.training.trainer import Interrupted
+
+    run = TrainingRun(out, settings, resume=resume, listener=listener)
+    with _stopping(run.trainer.request_stop):
+        try:
+            return run.train()
+        except Interrupted:
+            if _leads():
+                kept = next((p for p in (out / BEST, out / "last.safetensors") if p.exists()), out)
+                typer.echo(
+                    f"stopped at step {run.trainer.step}, the model so far is {kept}; go on with: avsseg train "
+                    f"--resume --out {whole}",
+                    err=True,
+                )
+            raise KeyboardInterrupt from None
+
+
+def _run_stages(out: Path, settings: TrainingSettings, listener: Any, *, resume: bool) -> Path:
+    from avsseg.training.distributed import all_wait
+    from avsseg.writers.base import output_errors, written_whole
+
+    runs = scene_stages(out, settings, processes=int(os.environ.get("WORLD_SIZE", "1")))
+    first = stage_to_go_on_with(out, runs, resume=resume)
+    leads = _leads()
+    all_wait()  # none may see what another has begun
+    if leads:
+        with output_errors(out):
+            out.mkdir(parents=True, exist_ok=True)
+        write_toml(out / STAGES_NAME, settings)
+    for number, (folder, stage) in enumerate(runs[first:], start=first + 1):
+        if leads:
+            typer.echo(f"run {number} of {len(runs)}, {stage.minutes:.0f} minutes: {folder}", err=True)
+        going = resume and (folder / "last.pt").exists()
+        best = _run_one(folder, stage, listener, resume=going, whole=out)
+        all_wait()  # for the model that the next one starts from
+    if leads:
+        with written_whole(out / BEST) as partial:
+            shutil.copyfile(best, partial)
+    return out / BEST
 
 
 @contextlib.contextmanager

@@ -165,7 +165,7 @@ def load_for(options: ModelOptions) -> LoadedModel:
 def _channels_last(loaded: LoadedModel) -> LoadedModel:
     """With its convolutions' kernels as tensor cores and oneDNN read them, so that their results lie like that too."""
     if next(loaded.model.parameters()).device.type != "mps":
-        loaded.model.to(memory_format=torch.channels_last)
+        loaded.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return loaded
 
 

@@ -25,3 +25,9 @@ def process_group(**arguments: Any) -> Iterator[None]:
         torch.distributed.barrier()
     finally:
         torch.distributed.destroy_process_group()
+
+
+def all_wait() -> None:
+    """Until all processes are here, where there are several."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.barrier()

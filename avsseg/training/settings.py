@@ -173,7 +173,21 @@ _PAPER_COMMON: dict[str, Any] = {
     "gradient_clip": 0.0,
     "beta_2": 0.999,
 }
-PRESET_NAMES = ("tiny", "paper")
+# of all runs of `avsseg.training.stages`. Which way up things are and what colour they have says nothing in scenes that
+# `data synth` renders
+SCENES_COMMON: dict[str, Any] = {
+    "epochs": 0,
+    "minutes": 60.0,
+    "rotate": 180.0,
+    "hue": 180.0,
+    "recolour": 0.5,
+    "resize": 1.4,
+    "audio_gain_db": 6.0,
+    "frozen_statistics": "no",
+    "pair": 0.6,
+    "class_weight": 0.5,
+}
+PRESET_NAMES = ("tiny", "paper", "scenes")
 
 
 def training_preset(name: str, subset: str) -> TrainingSettings:
@@ -182,7 +196,8 @@ def training_preset(name: str, subset: str) -> TrainingSettings:
     _one_of("subset", subset, tuple(_PAPER))
     if name == "paper":
         return TrainingSettings(subset=subset, **_PAPER_COMMON, **_PAPER[subset])  # type: ignore[arg-type]
-    return TrainingSettings(subset=subset)  # type: ignore[arg-type]
+    common = SCENES_COMMON if name == "scenes" else {}
+    return TrainingSettings(subset=subset, **common)  # type: ignore[arg-type]
 
 
 def with_changes(settings: TrainingSettings, changes: Mapping[str, Any], *, where: str) -> TrainingSettings:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from avsseg.errors import UsageError
 from avsseg.model.config import ABLATIONS, BACKBONE_ALIASES, PRESETS, VISUAL_BACKBONES
 from avsseg.training.checkpoints import load_checkpoint
 from avsseg.training.settings import read_toml, training_preset, write_toml
+from avsseg.weights import load_model
 
 
 @pytest.fixture(scope="module")
@@ -180,6 +182,38 @@ def test_ctrl_c_keeps_the_state_and_resume_goes_on(scenes: Path, tmp_path: Path)
     done = avsseg("train", "--resume", "--out", str(run), "--epochs", str(step // 2 + 1))
     assert done.returncode == 0, done.stderr
     assert load_checkpoint(run / "last.pt")["step"] > step
+
+
+def test_four_runs_make_one_model_and_go_on_where_they_stopped(scenes: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    names = ["1-encoders", "2-plain", "3-larger", "4-masks"]
+    done = avsseg(*arguments(scenes, out, "--preset", "scenes", "--minutes", "0.05"))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == [str(out / "best.safetensors")]
+    assert sorted(path.name for path in out.iterdir()) == [*names, "best.safetensors", "stages.toml"]
+    made = [out / name / "best.safetensors" for name in names]
+    assert all(path.exists() for path in made)
+    assert (out / "best.safetensors").read_bytes() == made[-1].read_bytes()
+    assert [read_toml(out / name / "settings.toml")["start_from"] for name in names] == ["", *map(str, made[:3])]
+
+    # as if it had been stopped in the third
+    shutil.rmtree(out / "4-masks")
+    (out / "best.safetensors").unlink()
+    steps = [load_checkpoint(out / name / "last.pt")["step"] for name in names[:3]]
+    for more, message in (
+        (["--data", str(scenes), "--preset", "scenes"], "Go on with --resume"),
+        (["--data", str(scenes)], "Go on with --resume"),
+        (["--resume", "--epochs", "3"], "--preset scenes has its own epochs"),
+    ):
+        refused = avsseg("train", "--out", str(out), *more)
+        assert refused.returncode == 2
+        assert message in refused.stderr
+    again = avsseg("train", "--resume", "--out", str(out))
+    assert again.returncode == 0, again.stderr
+    assert "run 3 of 4" in again.stderr
+    assert "run 2 of 4" not in again.stderr
+    assert [load_checkpoint(out / name / "last.pt")["step"] for name in names[:3]] == steps
+    assert load_model(out / "best.safetensors").trained
 
 
 def test_evaluate_prints_a_table_and_writes_everything(scenes: Path, tmp_path: Path, untrained_file: Path) -> None:

@@ -1,0 +1,111 @@
+"""`--preset scenes`: four runs one after the other, which make one model of scenes that `data synth` renders. No torch.
+
+RUN/stages.toml          what the whole was told
+RUN/1-encoders ...       a folder for each run, as of any other; each starts from the best model of the one before
+RUN/best.safetensors     the best model of the last one
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from avsseg.errors import UsageError, printable
+from avsseg.training.settings import DEFAULT_SIZE, SCENES_COMMON, TrainingSettings
+
+STAGES_NAME = "stages.toml"
+BEST = "best.safetensors"
+# what each of the runs has its own of; other settings are for all of them
+OWN = (
+    *("stage", "batch", "epochs", "learning_rate", "schedule", "frozen_audio", "layer_weight", "validate_minutes"),
+    "mute",
+)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One of the runs.
+
+    Attributes:
+        name: of its folder.
+        share: of the minutes.
+        clips: a step, of all processes together.
+        larger: factor on the side of the input.
+        validations: how often it is looked at on val.
+        settings: that differ from those of all.
+    """
+
+    name: str
+    share: float
+    clips: int
+    larger: float
+    validations: int
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+
+# As measured (benchmarks/RESULTS.md): shapes are learned fastest in small pictures and without the blocks, outlines
+# need larger ones, and the blocks little time
+_PLAIN: dict[str, Any] = {"stage": "plain", "learning_rate": 1e-3, "frozen_audio": True}
+SCENES = (
+    Stage("1-encoders", 8 / 60, 4, 1, 2, {"stage": "encoders", "learning_rate": 1.5e-3, "recolour": 1.0}),
+    Stage("2-plain", 22 / 60, 8, 1, 3, {**_PLAIN, "schedule": "constant"}),
+    Stage("3-larger", 22 / 60, 8, 1.5, 3, _PLAIN),
+    Stage("4-masks", 8 / 60, 4, 1.5, 2, {"learning_rate": 4e-4, "frozen_audio": True, "layer_weight": 0.3}),
+)
+
+
+def check_scene_settings(given: Mapping[str, object]) -> None:
+    """Raises UsageError for settings that every run of the preset has its own of."""
+    own = sorted(set(given) & set(OWN))
+    if own:
+        raise UsageError(f"--preset scenes has its own {', '.join(own)} in each of its runs: leave it out")
+    if given.get("subset") == "avss":
+        raise UsageError("--preset scenes trains masks of objects, not of classes: leave out --subset avss")
+    if not given.get("minutes", SCENES_COMMON["minutes"]):
+        raise UsageError("--preset scenes shares out minutes: give --minutes 60, say")
+
+
+Run = tuple[Path, TrainingSettings]  # its folder and its settings
+
+
+def scene_stages(folder: Path, settings: TrainingSettings, *, processes: int = 1) -> list[Run]:
+    """The runs in order. Raises UsageError."""
+    small = settings.size or DEFAULT_SIZE
+    start = settings
+    runs: list[Run] = []
+    for stage in SCENES:
+        if stage.clips % processes:
+            raise UsageError(f"--preset scenes takes 1, 2 or 4 processes, not {processes}: its steps have 4 or 8 clips")
+        own = dict(stage.settings)
+        if settings.recolour != SCENES_COMMON["recolour"]:
+            own.pop("recolour", None)
+        minutes = settings.minutes * stage.share
+        runs.append(
+            (
+                folder / stage.name,
+                replace(
+                    start,
+                    **own,
+                    minutes=minutes,
+                    batch=stage.clips // processes,
+                    size=small if stage.larger == 1 else round(small * stage.larger / 32) * 32,
+                    validate_minutes=minutes / stage.validations,
+                ),
+            )
+        )
+        # what comes later brings the model that it has by then
+        start = replace(
+            settings, start_from=str(folder / stage.name / BEST), backbone="", ablate="", init_visual="", init_audio=""
+        )
+    return runs
+
+
+def stage_to_go_on_with(folder: Path, runs: list[Run], *, resume: bool) -> int:
+    """The number of the run that comes next: the last that began, or the first. Raises UsageError."""
+    began = [number for number, (of_run, _) in enumerate(runs) if (of_run / "last.pt").exists()]
+    if not resume and (began or (folder / "last.pt").exists()):
+        shown = printable(folder)
+        raise UsageError(f"{shown}: holds a run already. Go on with --resume, or choose another --out")
+    return began[-1] if began else 0
