@@ -24,7 +24,7 @@ class BenchOptions:
         frames: T, the frames of a clip.
         batch: clips that go through the model in one pass.
         device: "auto", "cpu", "cuda", "cuda:N" or "mps".
-        precision: "auto" is float32 on the CPU and bfloat16 autocast on CUDA.
+        precision: "auto" is float32 on the CPU; on CUDA bfloat16 autocast, or float16 where bfloat16 is only emulated.
         threads: CPU threads of the model; None leaves PyTorch's choice.
         repeats: timed passes of each row; the median counts.
         rate: frames that a second of video gives the model, for the speed against playback.

@@ -115,6 +115,11 @@ def bench(
 
         require_matplotlib()  # before minutes of measuring, not after
     if scan:
+        usual = BenchOptions()
+        names = ("models", "batch", "precision", "rate")
+        given = [name for name in names if getattr(options, name) != getattr(usual, name)]
+        if given:
+            raise UsageError(f"--scan measures one scan in float32, no model: drop --{', --'.join(given)}, or --scan")
         _bench_scans(options, as_json=as_json)
     else:
         _bench_models(options, plot, as_json=as_json)

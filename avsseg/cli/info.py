@@ -24,6 +24,7 @@ PACKAGES = (
     "typer",
     "rich",
 )
+OPTIONAL_PACKAGES = ("triton", "mamba-ssm", "causal-conv1d", "ray", "matplotlib", "tensorboard")
 
 
 def info(
@@ -34,6 +35,7 @@ def info(
         "avsseg": avsseg.__version__,
         "python": f"{platform.python_version()} on {platform.platform()}",
         "packages": ", ".join(f"{name} {_version(name)}" for name in PACKAGES),
+        "optional": ", ".join(f"{name} {_version(name)}" for name in OPTIONAL_PACKAGES),
         "ffmpeg": _ffmpeg(),
         "device": _device(),
         "cuda": _cuda(),
@@ -156,4 +158,4 @@ def _weights_cache() -> str:
     except OSError as error:
         return f"{printable(folder)} cannot be read: {error.strerror}"
     state = f"{len(sizes)} file(s), {sum(sizes) / 2**20:.1f} MiB" if sizes else "empty"
-    return f"{printable(folder)}, {state}; AVSSEG_HOME moves it"
+    return f"{printable(folder)}, {state}; AVSSEG_HOME or XDG_CACHE_HOME moves it"

@@ -127,7 +127,8 @@ def segment(
     info = path if isinstance(path, VideoInfo) else probe(path)
     place = resolve_device(device)
     if isinstance(model, (str, Path)):
-        model = _channels_last(load_model(model, allow_untrained=allow_untrained, device=place))
+        model = load_model(model, allow_untrained=allow_untrained, device=place)
+        channels_last(model.model)
     else:
         place = next(model.model.parameters()).device
     return MaskTrack(info, model, options or SegmentOptions(), place)
@@ -159,14 +160,15 @@ def load_for(options: ModelOptions) -> LoadedModel:
             cpu.capability()
         except ValueError as error:
             raise EnvironmentFault(f"{error}. Correct the variable or unset it") from error
-    return _channels_last(load_model(options.model, allow_untrained=options.allow_untrained, device=device))
-
-
-def _channels_last(loaded: LoadedModel) -> LoadedModel:
-    """With its convolutions' kernels as tensor cores and oneDNN read them, so that their results lie like that too."""
-    if next(loaded.model.parameters()).device.type != "mps":
-        loaded.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    loaded = load_model(options.model, allow_untrained=options.allow_untrained, device=device)
+    channels_last(loaded.model)
     return loaded
+
+
+def channels_last(model: torch.nn.Module) -> None:
+    """Lays the kernels of convolutions as tensor cores and oneDNN read them, so that their results lie like that too."""
+    if next(model.parameters()).device.type != "mps":
+        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 def resolve_device(name: str) -> torch.device:

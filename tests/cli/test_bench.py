@@ -77,6 +77,10 @@ def test_scans_stand_side_by_side(avsseg_main: Callable[..., CompletedProcess[st
         (["--device", "gpu"], "--device gpu: choose"),
         (["--plot", "figure.jpg"], "--plot figure.jpg: the name must end in .png"),
         (["--plot", "figure.png", "--scan"], "--plot draws the table of models"),
+        (
+            ["--scan", "--precision", "bf16", "--batch", "2"],
+            "--scan measures one scan in float32, no model: drop --batch, ",
+        ),
     ],
 )
 def test_a_wrong_command_line_measures_nothing(

@@ -24,6 +24,7 @@ def test_info_says_what_runs_and_why(avsseg_main: Callable[..., CompletedProcess
     assert str(find_ffmpeg().path) in facts["ffmpeg"]
     assert find_ffmpeg().source in facts["ffmpeg"]
     assert "torch" in facts["packages"]
+    assert "mamba-ssm" in facts["optional"]
     assert facts["scan back end"].startswith(f"{automatic_backend(resolve_device('auto'))} on ")
     usable = [name for name, reason in available_backends().items() if not reason]
     assert f"(usable: {', '.join(usable)})" in facts["scan back end"]

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -92,6 +93,16 @@ TABLES = {
 
 def test_every_row_of_the_ablation_tables_has_a_name() -> None:
     assert {name for rows in TABLES.values() for name in rows.values()} == set(ABLATIONS)
+
+
+def test_the_guide_lists_the_rows() -> None:
+    guide = Path(__file__).parents[2] / "docs" / "training.md"
+    if not guide.exists():
+        pytest.skip("docs/ is not here")
+    lines = guide.read_text(encoding="utf-8").splitlines()
+    for table, rows in TABLES.items():
+        listed = "; ".join(f"{row}: `{name}`" for row, name in rows.items())
+        assert any(line.startswith(f"| {table}, ") and line.endswith(f"| {listed} |") for line in lines), table
 
 
 def test_a_direction_less_costs_each_temporal_mamba_its_parameters() -> None:
