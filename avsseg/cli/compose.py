@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from avsseg.data.compose_dataset import ComposedDatasetSettings
+    from avsseg.data.compose_sources import Sources
 
 Counts = Mapping[str, Mapping[str, tuple[int, int]]]
 
@@ -35,10 +36,11 @@ begin with a dot are left out.
 [bold]Splits[/bold]
 
 No picture and no recording is used in two splits. They are drawn by a hash of the names, about 80 % of a class for
-training, 10 % each for val and test. Files of one folder whose names differ in a number at their end only (walk_001,
-walk_002) count as frames of one recording and stay together, as do equal files, but names that are numbers alone
-(00001, 00002) count as unrelated: give the frames of a video a prefix, or the tables below. A class of fewer than three
-such groups is in training alone. To choose yourself, add tables; they must list every file:
+training, 10 % each for val and test. Files of one folder whose names differ in a number at their end only (dog_001,
+dog_002) count as frames of one recording and stay together, as do equal files. With --unrelated they count as
+unrelated, as names that are numbers alone (00001, 00002) always do: give the frames of a video a prefix. A class needs
+three such groups of pictures and three of recordings, or it is in training alone. To choose yourself, add tables; they
+must list every file:
 
 IMAGES/splits.csv  [dim]columns name (dog/1 for dog/1.jpg), split (train, val or test) and, if wanted, kind (scene, or
 cutout: only ever pasted onto others, or backdrop: shows no class and needs no mask) and weight (0 to 1, how far the
@@ -52,6 +54,9 @@ avsseg data compose --images images --masks masks --sounds sounds my-clips --job
 """
 # a paragraph is a line, whatever its length, for the help to wrap
 LAYOUT = "\n\n".join(paragraph.replace("\n", " ") for paragraph in _TEXT.strip().split("\n\n"))
+
+# of the classes that have too few files, as many are named
+_NAMED = 8
 
 _FOLDERS, _CLIPS, _SHARES = "Sources", "Clips", "What the clips show, as shares relative to each other"
 
@@ -68,6 +73,14 @@ def compose(
         Path,
         typer.Option(metavar="DIR", help="Recordings, a folder a class.", show_default=False, rich_help_panel=_FOLDERS),
     ],
+    unrelated: Annotated[
+        bool,
+        typer.Option(
+            "--unrelated",
+            help="Files whose names differ in a number only (dog_001, dog_002) are not frames of one recording.",
+            rich_help_panel=_FOLDERS,
+        ),
+    ] = False,
     clips: Annotated[int, typer.Option(min=0, help="Training clips, of 5 s each.", rich_help_panel=_CLIPS)] = 400,
     val_clips: Annotated[int, typer.Option(min=0, help="Validation clips.", rich_help_panel=_CLIPS)] = 40,
     test_clips: Annotated[int, typer.Option(min=0, help="Test clips.", rich_help_panel=_CLIPS)] = 40,
@@ -116,13 +129,16 @@ def compose(
     dataset_paths(folder, "ms3", settings.counts().values())  # before reading, which takes minutes
     console = Console(stderr=True, highlight=False)
     with console.status("reading pictures and recordings"):
-        sources = read_sources(images, masks, sounds, jobs=max(4, jobs))
+        sources = read_sources(images, masks, sounds, jobs=max(4, jobs), unrelated=unrelated)
     counts = class_counts(sources)
     # wide enough for the table wherever it goes: a pipe has no width that it should be cut to
     Console(stderr=True, width=None if console.is_terminal else 120).print(_table(counts))
     for warning in warnings(counts, settings):
         typer.echo(f"avsseg: warning: {warning}", err=True)
-    split_sources(sources, settings)
+    try:
+        split_sources(sources, settings)
+    except UsageError as error:
+        raise UsageError(too_few_groups(sources, settings) or str(error)) from error
     with Progress(console=console, transient=True, redirect_stdout=False, disable=not console.is_terminal) as progress:
         task = progress.add_task("composing", total=clips + val_clips + test_clips)
         for _ in write_composed_dataset(folder, sources, settings, jobs=jobs):
@@ -156,6 +172,31 @@ def warnings(counts: Counts, settings: ComposedDatasetSettings) -> Iterator[str]
             missing = [name for name, by_split in counts.items() if all(by_split["train"]) and name not in usable]
             for name in missing:
                 yield f"{printable(name)}: is in train, but not both seen and heard in {split}"
+
+
+def too_few_groups(sources: Sources, settings: ComposedDatasetSettings) -> str:
+    """Why no class can be in val or test: which have too few files, and what to do. "" if that is not the reason."""
+    from avsseg.data.compose_splits import FEWEST_GROUPS, TABLE_NAME
+
+    of_pictures, of_sounds = sources.picture_groups, sources.sound_groups
+    wanted = [split for split, count in settings.counts().items() if count and split != "train"]
+    if not wanted or of_pictures is None or of_sounds is None:  # a table may put few files into many splits
+        return ""
+    groups = {k: (of_pictures[k], of_sounds[k]) for k in sorted(of_pictures.keys() & of_sounds.keys())}
+    if not groups or any(min(pair) >= FEWEST_GROUPS for pair in groups.values()):
+        return ""
+    few = [
+        f"{printable(sources.classes[k])} has {shown} of pictures and {heard} of recordings"
+        for k, (shown, heard) in groups.items()
+    ]
+    more = f" and {len(few) - _NAMED} classes more" if len(few) > _NAMED else ""
+    none = " ".join(f"--{split}-clips 0" for split in wanted)
+    return (
+        f"no class can be in {' and '.join(wanted)}, which takes {FEWEST_GROUPS} groups each of pictures and of "
+        f"recordings: {', '.join(few[:_NAMED])}{more}. Files whose names differ in a number at their end only "
+        f"(dog_001, dog_002) are one group: give --unrelated if they are not of one recording. Or add files, name "
+        f"the splits of all in {TABLE_NAME}, or give {none}"
+    )
 
 
 def _table(counts: Counts) -> Table:

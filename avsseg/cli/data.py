@@ -15,7 +15,7 @@ from avsseg.cli.compose import LAYOUT, compose
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from avsseg.data.avsbench_check import SplitReport
+    from avsseg.data.avsbench_check import Kind, SplitReport
 
 app = typer.Typer(help="Render datasets and clips whose truth is known; check datasets.", no_args_is_help=True)
 app.command("compose", epilog=LAYOUT)(compose)
@@ -103,12 +103,25 @@ def check(
     fix_audio: Annotated[
         bool,
         typer.Option(
-            "--fix-audio", help="Make missing wavs from the raw videos, missing log-mel pickles from the wavs."
+            "--fix-audio",
+            help="Make missing wavs from the raw videos, missing or damaged log-mel pickles from the wavs or videos.",
         ),
     ] = False,
+    videos: Annotated[
+        bool,
+        typer.Option("--videos/--no-videos", help="Whether to decode the raw videos, which takes most of the time."),
+    ] = True,
+    jobs: Annotated[
+        int | None,
+        typer.Option(min=1, help="Clips in work at once; otherwise one for each processor.", show_default=False),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object, with every problem, not a table.")] = False,
 ) -> None:
-    """Decode every file of an AVSBench folder; tell what is missing or damaged. Exit code 1 if anything is."""
+    """Decode every file of an AVSBench folder; tell what is missing, damaged or too short.
+
+    Exit code 1 if something is. Training reads wavs: a missing log-mel pickle matters only to a clip without one, a
+    missing raw video never.
+    """
     from rich.console import Console
     from rich.progress import Progress
 
@@ -125,15 +138,18 @@ def check(
             folder,
             subsets,
             fix_audio=fix_audio,
+            videos=videos,
+            jobs=jobs,
             started=lambda clips: progress.update(task, total=clips),
             advanced=lambda: progress.advance(task),
         )
     problems = [problem for report in reports for problem in report.problems]
     if as_json:
-        typer.echo(json.dumps({"folder": str(folder), "ok": not problems, "splits": [_as_json(r) for r in reports]}))
+        splits = [_as_json(report, videos=videos) for report in reports]
+        typer.echo(json.dumps({"folder": str(folder), "ok": not problems, "splits": splits}))
     else:
         # wide enough for the table wherever it goes: a pipe has no width that it should be cut to
-        Console(width=None if Console().is_terminal else 120).print(_check_table(reports, fixed=fix_audio))
+        Console(width=None if Console().is_terminal else 120).print(_check_table(reports, videos=videos))
     for problem in problems[:SHOWN_PROBLEMS]:
         typer.echo(problem.message, err=True)
     if len(problems) > SHOWN_PROBLEMS:
@@ -142,35 +158,48 @@ def check(
         raise typer.Exit(1)
 
 
-def _check_table(reports: Sequence[SplitReport], *, fixed: bool) -> Table:
+def _check_table(reports: Sequence[SplitReport], *, videos: bool) -> Table:
     from rich.table import Table
 
-    from avsseg.data.avsbench_check import Kind, State
+    from avsseg.data.avsbench_check import KINDS
 
-    kinds: tuple[Kind, ...] = ("frames", "masks", "sounds")
-    states: tuple[State, ...] = ("missing", "damaged")
-    table = Table()
+    table = Table(caption="Training reads wavs, log-mels for clips without, and no videos.")
     for name in ("subset", "split"):
         table.add_column(name)
-    written = ("wavs\nwritten", "log-mels\nwritten") if fixed else ()
-    for name in ("clips", "complete", *(f"{kind}\n{state}" for kind in kinds for state in states), *written):
+    for name in ("clips", "complete", *KINDS):
         table.add_column(name, justify="right")
     for report in reports:
-        counts = [report.clips, report.complete, *(report.count(kind, state) for kind in kinds for state in states)]
-        if fixed:
-            counts += [report.wavs_written, report.log_mels_written]
-        table.add_row(report.subset, report.split, *map(str, counts))
+        if report.split is None:
+            table.add_row(report.subset, f"table {report.problems[0].state}")
+            continue
+        files = ["not read" if kind == "videos" and not videos else _files(report, kind) for kind in KINDS]
+        table.add_row(report.subset, report.split, str(report.clips), str(report.complete), *files)
     return table
 
 
-def _as_json(report: SplitReport) -> dict[str, object]:
+def _files(report: SplitReport, kind: Kind) -> str:
+    """How many are whole, and on lines of their own how many are not."""
+    from avsseg.data.avsbench_check import FAULTS
+
+    whole = report.count(kind, "whole")
+    if kind in ("log-mels", "videos") and report.count(kind, "missing") == sum(report.counts(kind).values()):
+        return "none"  # nothing needs them
+    counts = {state: report.count(kind, state) for state in FAULTS} | {"made now": report.made[kind]}
+    return "\n".join([str(whole), *(f"{count} {state}" for state, count in counts.items() if count)])
+
+
+def _as_json(report: SplitReport, *, videos: bool) -> dict[str, object]:
+    from avsseg.data.avsbench_check import KINDS
+
     return {
         "subset": report.subset,
         "split": report.split,
         "clips": report.clips,
         "complete": report.complete,
-        "wavs_written": report.wavs_written,
-        "log_mels_written": report.log_mels_written,
+        "files": {
+            kind: None if kind == "videos" and not videos else {**report.counts(kind), "made": report.made[kind]}
+            for kind in KINDS
+        },
         "problems": [
             {"file": str(problem.path), "kind": problem.kind, "state": problem.state, "message": problem.message}
             for problem in report.problems

@@ -1,7 +1,7 @@
 """What of an AVSBench folder is there, missing and damaged: every file that its tables promise is decoded.
 
-Missing sounds can be made again: wavs from the raw videos; and from the wavs the pickled log-mels that AVSBench's own
-loaders want, an example a second at exact seconds.
+Sounds can be made again: missing wavs from the raw videos; and from the wavs, or the videos, the pickled log-mels that
+AVSBench's own loaders want, an example a second at exact seconds, where they are missing or damaged.
 """
 
 from __future__ import annotations
@@ -10,60 +10,88 @@ import os
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
-import numpy as np
-import torch
-from numpy.typing import NDArray
-
-from avsseg.data.avsbench_files import mask_values, open_image, open_mask, read_sound, video_sound
-from avsseg.data.avsbench_layout import LABEL_TABLE, SPLITS, ClipFiles, SplitName, Subset, list_clips, subset_folder
+from avsseg.data.avsbench_files import mask_values, open_image, open_mask
+from avsseg.data.avsbench_layout import (
+    LABEL_TABLE,
+    SPLITS,
+    ClipFiles,
+    SplitName,
+    Subset,
+    list_clips,
+    metadata_table,
+    subset_folder,
+)
+from avsseg.data.avsbench_sounds import TooShortError, make_sounds, whole_log_mel, whole_video, whole_wav
 from avsseg.data.avss_classes import check_label_table
-from avsseg.data.layout_writer import write_wav
-from avsseg.data.log_mel_files import read_log_mel, write_log_mel
 from avsseg.errors import DataError, MediaError, printable
-from avsseg.media.audio import log_mel_examples
-from avsseg.writers.base import written_whole
 
-Kind = Literal["frames", "masks", "sounds"]
-State = Literal["missing", "damaged"]
+Kind = Literal["frames", "masks", "wavs", "log-mels", "videos"]
+Fault = Literal["missing", "damaged", "short"]
+State = Literal["whole"] | Fault
+KINDS: tuple[Kind, ...] = get_args(Kind)
+FAULTS: tuple[Fault, ...] = get_args(Fault)
+STATES: tuple[State, ...] = ("whole", *FAULTS)
 
 
 @dataclass(frozen=True)
 class Problem:
-    """One file that cannot be used; `message` is a line that names it and says why."""
+    """One file that should be made good; `message` is a line that names it and says why."""
 
     path: Path
-    kind: Kind
-    state: State
+    kind: Kind | Literal["table"]
+    state: Fault
     message: str
 
 
 @dataclass
-class ClipReport:
-    """What was found in one clip, and what was written for it."""
+class Findings:
+    """What was found, and made, in one clip or in all of a split.
 
-    problems: list[Problem] = field(default_factory=list)
-    wavs_written: int = 0
-    log_mels_written: int = 0
+    Attributes:
+        states: (kind, state) -> files; `short` are sounds and videos that end more than a second before their clip.
+        made: kind -> files that were written; they count as whole.
+        problems: all that is damaged or short, and what is missing and has no stand-in.
+    """
 
-
-@dataclass
-class SplitReport:
-    """What was found in the clips that the table lists for one split; `complete` of them can be used."""
-
-    subset: Subset
-    split: SplitName
-    clips: int = 0
-    complete: int = 0
-    wavs_written: int = 0
-    log_mels_written: int = 0
+    states: Counter[tuple[Kind, State]] = field(default_factory=Counter)
+    made: Counter[Kind] = field(default_factory=Counter)
     problems: list[Problem] = field(default_factory=list)
 
     def count(self, kind: Kind, state: State) -> int:
-        return Counter((problem.kind, problem.state) for problem in self.problems)[kind, state]
+        return self.states[kind, state]
+
+    def counts(self, kind: Kind) -> dict[State, int]:
+        return {state: self.count(kind, state) for state in STATES}
+
+
+@dataclass
+class ClipReport(Findings):
+    """`complete`: all that training reads of the clip is whole."""
+
+    complete: bool = True
+
+
+@dataclass(kw_only=True)
+class SplitReport(Findings):
+    """What was found in the clips that the table lists for one split; `complete` of them can be trained on.
+
+    `split` is None for a subset whose table is missing or cannot be read, which is then the one problem.
+    """
+
+    subset: Subset
+    split: SplitName | None
+    clips: int = 0
+    complete: int = 0
+
+    def add(self, clip: ClipReport) -> None:
+        self.complete += clip.complete
+        self.states.update(clip.states)
+        self.made.update(clip.made)
+        self.problems += clip.problems
 
 
 def check_dataset(
@@ -71,63 +99,77 @@ def check_dataset(
     subsets: Sequence[Subset],
     *,
     fix_audio: bool = False,
+    videos: bool = True,
     jobs: int | None = None,
     started: Callable[[int], None] = lambda clips: None,
     advanced: Callable[[], None] = lambda: None,
 ) -> list[SplitReport]:
     """A report for each subset and split. `started` is told the number of all clips, `advanced` of each that is done.
 
-    `jobs` threads decode, one for each processor if None. Raises DataError for a table that is missing or cannot be
-    read, OutputError if a sound cannot be written.
+    `videos`: raw videos are decoded too. `jobs` threads decode, one for each processor if None. Raises OutputError if a
+    sound cannot be written.
     """
-    listed = {
-        (subset, split): list_clips(root, subset, split, complete=False) for subset in subsets for split in SPLITS
-    }
-    started(sum(map(len, listed.values())))
-    reports = []
-    for (subset, split), clips in listed.items():
-        report = SplitReport(subset, split, len(clips))
-        if subset == "avss" and split == SPLITS[0]:
-            report.problems += _label_table(subset_folder(root, subset) / LABEL_TABLE)
+    listed: list[tuple[SplitReport, list[ClipFiles]]] = []
+    for subset in subsets:
+        try:
+            by_split = {split: list_clips(root, subset, split, complete=False) for split in SPLITS}
+        except DataError as error:
+            problem = _table_problem(root, subset, error)
+            listed.append((SplitReport(subset=subset, split=None, problems=[problem]), []))
+            continue
+        listed += [
+            (SplitReport(subset=subset, split=split, clips=len(clips)), clips) for split, clips in by_split.items()
+        ]
+    started(sum(len(clips) for _, clips in listed))
+    for report, clips in listed:
+        if report.subset == "avss" and report.split == SPLITS[0]:
+            report.problems += _label_table(subset_folder(root, report.subset) / LABEL_TABLE)
         with ThreadPoolExecutor(jobs or os.cpu_count() or 1) as pool:
-            futures = [pool.submit(check_clip, files, subset, fix_audio=fix_audio) for files in clips]
+            futures = [
+                pool.submit(check_clip, files, report.subset, fix_audio=fix_audio, videos=videos) for files in clips
+            ]
             try:
                 for future in futures:
-                    found = future.result()
-                    report.complete += not found.problems
-                    report.problems += found.problems
-                    report.wavs_written += found.wavs_written
-                    report.log_mels_written += found.log_mels_written
+                    report.add(future.result())
                     advanced()
             finally:
                 pool.shutdown(wait=False, cancel_futures=True)  # after Ctrl-C the other clips are not read
-        reports.append(report)
-    return reports
+    return [report for report, _ in listed]
 
 
-def check_clip(files: ClipFiles, subset: Subset, *, fix_audio: bool = False) -> ClipReport:
+def check_clip(files: ClipFiles, subset: Subset, *, fix_audio: bool = False, videos: bool = True) -> ClipReport:
     """Decodes every file of one clip, as the training would read it, at full size. Raises OutputError."""
     report = ClipReport()
-    for path in files.frames:
-        _attempt(report, path, "frames", lambda path: open_image(path, "RGB"))
     sizes: list[tuple[int, int]] = []
-    for path in files.masks:
-        _attempt(report, path, "masks", lambda path: _check_mask(path, files, subset, sizes))
+    faults = [
+        *(_fault(report, path, "frames", lambda path: open_image(path, "RGB")) for path in files.frames),
+        *(_fault(report, path, "masks", lambda path: _check_mask(path, files, subset, sizes)) for path in files.masks),
+    ]
+    report.problems += [fault for fault in faults if fault is not None]
+    report.complete = not report.problems
     _check_sounds(report, files, fix_audio)
+    if videos and files.video is not None:
+        fault = _fault(report, files.video, "videos", lambda path: whole_video(path, len(files.frames)))
+        # frames and sounds have files of their own: a set without videos lacks nothing
+        if fault is not None and fault.state != "missing":
+            report.problems.append(fault)
     return report
 
 
-def _attempt(report: ClipReport, path: Path, kind: Kind, decode: Callable[[Path], object]) -> bool:
-    """Whether the file is there and can be decoded; if not, the report says so."""
-    if not path.exists():
-        report.problems.append(Problem(path, kind, "missing", f"{printable(path)}: missing"))
-        return False
+def _fault(report: ClipReport, path: Path, kind: Kind, decode: Callable[[Path], object]) -> Problem | None:
+    """What is wrong with a file, None for a whole one; it is counted."""
+    fault = None
     try:
-        decode(path)
+        if path.exists():
+            decode(path)
+        else:
+            fault = Problem(path, kind, "missing", f"{printable(path)}: missing")
+    except TooShortError as error:
+        fault = Problem(path, kind, "short", str(error))
     except (DataError, MediaError) as error:
-        report.problems.append(Problem(path, kind, "damaged", str(error)))
-        return False
-    return True
+        fault = Problem(path, kind, "damaged", str(error))
+    report.states[kind, "whole" if fault is None else fault.state] += 1
+    return fault
 
 
 def _check_mask(path: Path, files: ClipFiles, subset: Subset, sizes: list[tuple[int, int]]) -> None:
@@ -140,41 +182,42 @@ def _check_mask(path: Path, files: ClipFiles, subset: Subset, sizes: list[tuple[
 
 
 def _check_sounds(report: ClipReport, files: ClipFiles, fix_audio: bool) -> None:
+    """Training reads the wav, whatever it is; only where there is none, the pickled log-mel."""
     assert files.wav is not None, "a listing that was not made complete names every wav"
+    seconds = len(files.frames)
     reason = ""
-    if fix_audio and not files.wav.exists():
-        reason = _write_wav(report, files.wav, files.video)
-    waveforms: list[NDArray[np.float32]] = []
-    if files.wav.exists():
-        _attempt(report, files.wav, "sounds", lambda path: waveforms.append(read_sound(path)))
-    if files.log_mel is not None and files.log_mel.exists():
-        _attempt(report, files.log_mel, "sounds", read_log_mel)
-    elif not files.wav.exists():
-        message = f"{printable(files.wav)}: missing, and no pickled log-mel stands in for it{reason}"
-        report.problems.append(Problem(files.wav, "sounds", "missing", message))
-    elif fix_audio and files.log_mel is not None and waveforms:
-        starts = [float(t) for t in range(len(files.frames))]
-        write_log_mel(files.log_mel, log_mel_examples(torch.from_numpy(waveforms[0]), starts))
-        report.log_mels_written += 1
+    if fix_audio:
+        made, reason = make_sounds(files)
+        report.made.update(made)
+    wav = _fault(report, files.wav, "wavs", lambda path: whole_wav(path, seconds))
+    log_mel = None
+    if files.log_mel is not None:
+        log_mel = _fault(report, files.log_mel, "log-mels", lambda path: whole_log_mel(path, seconds))
+    has_log_mel = files.log_mel is not None and log_mel is None
+    if wav is not None and not (wav.state == "missing" and has_log_mel):
+        report.complete = False
+        report.problems.append(_with_remedy(wav, files, reason))
+    if log_mel is not None and log_mel.state != "missing":
+        hint = reason or ("" if fix_audio else "; --fix-audio makes it anew from the wav or the raw video")
+        report.problems.append(replace(log_mel, message=log_mel.message + hint))
 
 
-def _write_wav(report: ClipReport, wav: Path, video: Path | None) -> str:
-    """Why the wav could not be made from the video; "" if it was."""
-    if video is None or not video.exists():
-        return f"; no raw video to make it from{f' ({printable(video)})' if video else ''}"
-    try:
-        waveform = video_sound(video)
-    except (DataError, MediaError) as error:
-        return f"; it cannot be made from the raw video: {error}"
-    with written_whole(wav) as partial:
-        write_wav(partial, waveform)
-    report.wavs_written += 1
-    return ""
+def _with_remedy(wav: Problem, files: ClipFiles, reason: str) -> Problem:
+    if wav.state == "missing":
+        return replace(wav, message=f"{wav.message}, and no pickled log-mel stands in for it{reason}")
+    if files.video is not None and files.video.exists():
+        return replace(wav, message=f"{wav.message}; remove it, and --fix-audio makes it from the raw video")
+    return wav
+
+
+def _table_problem(root: Path, subset: Subset, error: DataError) -> Problem:
+    table = metadata_table(root, subset)
+    return Problem(table, "table", "damaged" if table.is_file() else "missing", str(error))
 
 
 def _label_table(path: Path) -> list[Problem]:
     try:
         check_label_table(path)
     except DataError as error:
-        return [Problem(path, "masks", "damaged", str(error))]
+        return [Problem(path, "table", "damaged", str(error))]
     return []

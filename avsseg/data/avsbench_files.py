@@ -13,8 +13,8 @@ from PIL import Image
 from avsseg.data.avss_classes import CLASS_NAMES, classes_of_colours
 from avsseg.errors import DataError, MediaError, printable
 from avsseg.media.audio import SAMPLE_RATE_HZ, read_audio
-from avsseg.media.ffmpeg import FfmpegProcess, command, media_input
-from avsseg.media.probe import probe
+from avsseg.media.ffmpeg import FfmpegProcess, command, media_input, run_ffmpeg
+from avsseg.media.probe import VideoInfo, open_input, probe
 
 # clips last 5 or 10 s: a longer file is none of a dataset's
 LONGEST_SOUND_S = 600
@@ -114,6 +114,24 @@ def video_sound(path: Path) -> NDArray[np.float32]:
             path, f"its sound ends {missing_s:.1f} s before the video, which is damaged", reader.last_error
         )
     return waveform
+
+
+def decode_video(path: Path) -> VideoInfo:
+    """Decodes every picture and all of the first audio track. Raises MediaError for a video that is none or damaged."""
+    info = probe(path)
+    streams = open_input(info, threads=1)  # whoever checks many files reads several at once
+    chosen = [streams["V:0"], *([streams["a:0"]] if info.has_audio else [])]
+    # a line a frame: while they come, ffmpeg does not stand still
+    output = ffmpeg.output(*chosen, "pipe:1", format="framecrc", fps_mode="passthrough", t=LONGEST_SOUND_S)
+    try:
+        _, lines, code = run_ffmpeg(command(output))
+    except TimeoutError as error:
+        raise MediaError(path, f"cannot be decoded to its end ({error})") from error
+    if code != 0 or lines:
+        # the first complaint is the cause, the others follow from it
+        reason = printable(lines[0]) if lines else f"ffmpeg ended with {code}"
+        raise MediaError(path, f"is damaged ({reason})")
+    return info
 
 
 class _NotPcmError(DataError):

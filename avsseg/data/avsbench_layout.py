@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import csv
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +38,8 @@ _FOLDERS: dict[Subset, tuple[str, ...]] = {
     "avss": ("AVSBench_semantic", "avs_released"),
 }
 _TABLES: dict[Subset, str] = {"s4": "s4_meta_data.csv", "ms3": "ms3_meta_data.csv", "avss": "metadata.csv"}
+# what lies beside the table
+_CONTENTS: dict[Subset, tuple[str, ...]] = {"s4": ("s4_data",), "ms3": ("ms3_data",), "avss": ("v1s", "v1m")}
 
 
 @dataclass(frozen=True)
@@ -81,29 +84,51 @@ class _Numbered:
 
 def subset_folder(root: Path, subset: Subset) -> Path:
     """The folder that holds the subset's metadata table. Raises DataError if there is none."""
-    table = _TABLES[subset]
-    for folder in (*(root / name for name in _FOLDERS[subset]), root):
-        if (folder / table).is_file():
-            return folder
-    expected = next((root / name for name in _FOLDERS[subset] if (root / name).is_dir()), root)
-    raise DataError(f"{printable(expected / table)}: missing. Give the folder that holds {_FOLDERS[subset][0]}/")
+    table = metadata_table(root, subset)
+    if table.is_file():
+        return table.parent
+    if _is_unfinished(table.parent / f"{subset}_data"):
+        raise DataError(
+            f"{printable(table)}: missing, since `avsseg data synth` or `data compose` was stopped before it had made "
+            "the last clip. Give the same command again: it begins anew, and the clips are the same"
+        )
+    raise DataError(f"{printable(table)}: missing. Give the folder that holds {_FOLDERS[subset][0]}/")
+
+
+def metadata_table(root: Path, subset: Subset) -> Path:
+    """Where the subset's metadata table is; where it should be if it is nowhere."""
+    folders = [root / name for name in _FOLDERS[subset]]
+    present = next((folder for folder in (*folders, root) if (folder / _TABLES[subset]).is_file()), None)
+    return (present or next((folder for folder in folders if folder.is_dir()), root)) / _TABLES[subset]
+
+
+def _is_unfinished(data: Path) -> bool:
+    """Whether it holds clips named as avsseg names those that it makes; their table is written last."""
+    frames = data / "visual_frames"
+    return any(
+        re.fullmatch(rf"({'|'.join(SPLITS)})_[0-9]{{8,}}", path.name)
+        for depth in ("*", "*/*/*")
+        for path in frames.glob(depth)
+    )
 
 
 def subsets_in(root: Path) -> tuple[Subset, ...]:
-    """The subsets whose metadata table is there. Raises DataError, saying what a folder must hold, if none is."""
+    """The subsets of which the metadata table or a folder is there.
+
+    Raises DataError, saying what a folder must hold, if none is.
+    """
     if not root.is_dir():
         raise DataError(f"{printable(root)}: no such folder")
-    found = []
-    for subset in SUBSETS:
-        try:
-            subset_folder(root, subset)
-        except DataError:
-            continue
-        found.append(subset)
+    found = tuple(
+        subset
+        for subset in SUBSETS
+        if (root / _TABLES[subset]).is_file()
+        or any((root / name).is_dir() for name in (*_FOLDERS[subset], *_CONTENTS[subset]))
+    )
     if not found:
         must = ", ".join(f"{_FOLDERS[subset][0]}/ with {_TABLES[subset]} ({subset})" for subset in SUBSETS)
         raise DataError(f"{printable(root)}: holds no AVSBench subset. It must hold one at least of {must}")
-    return tuple(found)
+    return found
 
 
 def list_clips(root: Path, subset: Subset, split: SplitName, *, complete: bool = True) -> list[ClipFiles]:

@@ -20,8 +20,8 @@ A `cutout` is pasted onto other pictures and never shown as it is; a `backdrop` 
 and needs none. `weight` is how far the picture's mask is to be trusted: scenes carry it and `data compose` notes it in
 clips.json; `avsseg train` counts all clips alike. Without a table, splits are drawn by a hash of the names, about 80 %
 of a class train, 10 % val and 10 % test: names in one folder that differ in a number at their end only (frames of one
-recording), pictures of equal bytes and recordings of equal samples stay together; a class of fewer than three such
-groups is trained on alone.
+recording, unless `unrelated` says otherwise), pictures of equal bytes and recordings of equal samples stay together; a
+class of fewer than three such groups is trained on alone.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from __future__ import annotations
 import hashlib
 import struct
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -111,17 +111,22 @@ Item = TypeVar("Item", Picture, Sound)
 class Sources:
     """Everything that clips of all splits are made from; `classes[0]` is the background.
 
-    The first `visible` classes can be seen (background included); the others are only heard.
+    The first `visible` classes can be seen (background included); the others are only heard. `picture_groups` and
+    `sound_groups` say how many groups that stay together each class has (see `draw_splits`); None where a table says.
     """
 
     classes: tuple[str, ...]
     visible: int
     pictures: tuple[Picture, ...]
     sounds: tuple[Sound, ...]
+    picture_groups: Mapping[int, int] | None = None
+    sound_groups: Mapping[int, int] | None = None
 
 
-def read_sources(images: Path, masks: Path, sounds: Path, *, jobs: int = 4) -> Sources:
+def read_sources(images: Path, masks: Path, sounds: Path, *, jobs: int = 4, unrelated: bool = False) -> Sources:
     """Reads the three folders with `jobs` threads; every picture and recording is decoded once.
+
+    `unrelated`: files whose names differ in a number at their end only may be in different splits.
 
     Raises DataError or MediaError naming what is missing or damaged, UsageError if nothing can be made of the folders.
     """
@@ -161,14 +166,11 @@ def read_sources(images: Path, masks: Path, sounds: Path, *, jobs: int = 4) -> S
         except BaseException:
             pool.shutdown(cancel_futures=True)  # thousands of files may still wait to be read
             raise
-    return Sources(
-        classes,
-        len(visible),
-        tuple(
-            _with_splits(images, picture_rows, pictures, lambda p: p.path, lambda p: p.areas[0][0] if p.areas else 0)
-        ),
-        tuple(_with_splits(sounds, sound_rows, recordings, lambda s: sounds / s.name, lambda s: s.class_index)),
-    )
+    shown = [(picture.path, picture.areas[0][0] if picture.areas else 0) for picture in pictures]
+    heard_in = [(sounds / sound.name, sound.class_index) for sound in recordings]
+    split_pictures, picture_groups = _with_splits(images, picture_rows, pictures, shown, unrelated)
+    split_sounds, sound_groups = _with_splits(sounds, sound_rows, recordings, heard_in, unrelated)
+    return Sources(classes, len(visible), split_pictures, split_sounds, picture_groups, sound_groups)
 
 
 def _files(folder: Path, suffixes: Sequence[str] = ()) -> list[Path]:
@@ -302,14 +304,15 @@ def decode_sound(path: Path) -> NDArray[np.int16]:
 def _with_splits(
     folder: Path,
     rows: Mapping[str, Row] | None,
-    items: list[Item],
-    path_of: Callable[[Item], Path],
-    class_of: Callable[[Item], int],
-) -> list[Item]:
+    items: Sequence[Item],
+    files: Sequence[tuple[Path, int]],
+    unrelated: bool,
+) -> tuple[tuple[Item, ...], dict[int, int] | None]:
+    """The items, each in its split, and the groups of each class that were drawn; `files` are (path, class)."""
     if rows is not None:
-        return [replace(item, split=rows[item.name].split) for item in items]
-    splits = draw_splits([(path_of(i), class_of(i)) for i in items], [_content(i) for i in items], folder)
-    return [replace(item, split=split) for item, split in zip(items, splits, strict=True)]
+        return tuple(replace(item, split=rows[item.name].split) for item in items), None
+    splits, groups = draw_splits(files, [_content(item) for item in items], folder, unrelated=unrelated)
+    return tuple(replace(item, split=split) for item, split in zip(items, splits, strict=True)), groups
 
 
 def names_in_two_splits(items: Iterable[Picture | Sound]) -> list[str]:

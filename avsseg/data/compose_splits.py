@@ -72,14 +72,34 @@ def read_text(path: Path) -> str:
         raise DataError(f"{printable(path)}: cannot be read as UTF-8 text ({error})") from error
 
 
-def draw_splits(files: Sequence[tuple[Path, int]], contents: Sequence[bytes], folder: Path) -> list[SplitName]:
-    """A split for each (file under `folder`, class): by group, a tenth of a class's groups each to val and test.
+def draw_splits(
+    files: Sequence[tuple[Path, int]], contents: Sequence[bytes], folder: Path, *, unrelated: bool = False
+) -> tuple[list[SplitName], dict[int, int]]:
+    """A split for each (file under `folder`, class), and the groups of each class: a tenth each for val and test.
 
-    Files of one folder whose names differ in a number at their end only are one group, and so are files of equal
-    `contents` (a digest a file). Val and test get a group at least; a class of fewer than three groups is trained on
-    alone. The draw depends on the names below `folder` only, not on where it lies.
+    Files of one folder whose names differ in a number at their end only are one group, unless they are `unrelated`,
+    and so are files of equal `contents` (a digest a file). Val and test get a group at least; a class of fewer than
+    three groups is trained on alone. The draw depends on the names below `folder` only, not on where it lies.
     """
-    group_of: dict[Path, str] = {}
+    places = [path.relative_to(folder) for path, _ in files]
+    groups = _joined([_recording_of(place, unrelated=unrelated) for place in places], contents)
+    members: dict[int, set[str]] = defaultdict(set)
+    seen: set[str] = set()
+    for group, (_, class_index) in zip(groups, files, strict=True):
+        if group not in seen:
+            seen.add(group)
+            members[class_index].add(group)
+    split_of: dict[str, SplitName] = {}
+    for names in members.values():
+        ordered = sorted(names, key=lambda name: hashlib.sha256(name.encode("utf-8", "surrogateescape")).digest())
+        held_out = max(1, round(HELD_OUT_SHARE * len(ordered))) if len(ordered) >= FEWEST_GROUPS else 0
+        for index, name in enumerate(ordered):
+            split_of[name] = "test" if index < held_out else "val" if index < 2 * held_out else "train"
+    return [split_of[group] for group in groups], {k: len(names) for k, names in members.items()}
+
+
+def _joined(names: Sequence[str], contents: Sequence[bytes]) -> list[str]:
+    """The group of each file: its name, or that of the group with which one of its own shares a content."""
     by_content: dict[bytes, str] = {}
     merged: dict[str, str] = {}
 
@@ -88,28 +108,15 @@ def draw_splits(files: Sequence[tuple[Path, int]], contents: Sequence[bytes], fo
             name = merged[name]
         return name
 
-    for (path, _), content in zip(files, contents, strict=True):
-        group = root(_recording_of(path.relative_to(folder)))
+    for name, content in zip(names, contents, strict=True):
+        group = root(name)
         same = root(by_content.setdefault(content, group))
         if same != group:
             merged[group] = same
-        group_of[path] = group
-    members: dict[int, set[str]] = defaultdict(set)
-    seen: set[str] = set()
-    for path, class_index in files:
-        group = root(group_of[path])
-        if group not in seen:
-            seen.add(group)
-            members[class_index].add(group)
-    split_of: dict[str, SplitName] = {}
-    for groups in members.values():
-        ordered = sorted(groups, key=lambda name: hashlib.sha256(name.encode("utf-8", "surrogateescape")).digest())
-        held_out = max(1, round(HELD_OUT_SHARE * len(ordered))) if len(ordered) >= FEWEST_GROUPS else 0
-        for index, name in enumerate(ordered):
-            split_of[name] = "test" if index < held_out else "val" if index < 2 * held_out else "train"
-    return [split_of[root(group_of[path])] for path, _ in files]
+    return [root(name) for name in names]
 
 
-def _recording_of(place: Path) -> str:
-    """dog/walk_012.jpg -> dog/walk; a name that is a number alone stays what it is."""
-    return f"{place.parent.as_posix()}/{re.sub(r'[-_. ]*[0-9]+$', '', place.stem) or place.stem}"
+def _recording_of(place: Path, *, unrelated: bool) -> str:
+    """dog/walk_012.jpg -> dog/walk, if not `unrelated`; a name that is a number alone stays what it is."""
+    name = place.stem if unrelated else re.sub(r"[-_. ]*[0-9]+$", "", place.stem) or place.stem
+    return f"{place.parent.as_posix()}/{name}"

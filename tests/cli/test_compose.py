@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import wave
 from collections.abc import Callable
 from pathlib import Path
@@ -95,7 +96,14 @@ def test_what_cannot_be_composed_is_said_in_one_line(
     fails(1, "no such folder", *arguments({**folders, "sounds": tmp_path / "absent"}, out))
     for path in folders["sounds"].glob("dog/[23].wav"):
         path.unlink()
+    # bell is only heard, cat only seen: dog alone is named
+    few = "no class can be in val and test, which takes 3 groups each of pictures and of recordings: "
+    fails(2, few + "dog has 4 of pictures and 2 of recordings. ", *arguments(folders, out, *FEW))
+    fails(2, "no class can be in test, ", *arguments(folders, out, *FEW, "--val-clips", 0))
+    rows = [f"{path.parent.name}/{path.name},train" for path in folders["sounds"].glob("*/*.wav")]
+    (folders["sounds"] / "splits.csv").write_text("name,split\n" + "\n".join(rows))
     fails(2, "no class of the val split", *arguments(folders, out, *FEW))
+    (folders["sounds"] / "splits.csv").unlink()
     (folders["masks"] / "dog/1.png").unlink()
     fails(1, "dog/1.png: missing", *arguments(folders, out, *FEW))
 
@@ -118,11 +126,29 @@ def test_numbered_names_that_leave_val_empty_are_explained(
     outcome = avsseg_main(*arguments(folders, tmp_path / "out", *FEW))
     assert outcome.returncode == 2
     message = outcome.stderr.splitlines()[-1]
-    assert message.startswith("avsseg: error: no class of the val split")
-    assert "differ in a number at their end only (dog_001, dog_002) count as one recording" in message
-    assert "rename files" in message
+    assert message.startswith("avsseg: error: no class can be in val and test")
+    assert "dog has 1 of pictures and 4 of recordings. " in message
+    assert "differ in a number at their end only (dog_001, dog_002) are one group" in message
+    assert "--unrelated" in message
     outcome = avsseg_main(*arguments(folders, tmp_path / "out", *FEW[:2], "--val-clips", 0, "--test-clips", 0))
     assert outcome.returncode == 0, outcome.stderr
+    outcome = avsseg_main(*arguments(folders, tmp_path / "apart", *FEW, "--unrelated"))
+    assert outcome.returncode == 0, outcome.stderr
+
+
+def test_the_guides_own_classes_work_as_pasted(
+    avsseg_main: Main, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    guide = (Path(__file__).parents[2] / "docs/training.md").read_text(encoding="utf-8")
+    section = guide.split("\n## Your own classes\n")[1].split("\n## ")[0]
+    monkeypatch.chdir(tmp_path)
+    (script,) = re.findall(r"```python\n(.*?)```", section, flags=re.DOTALL)
+    exec(script, {})
+    (line,) = re.findall(r"^    avsseg (data compose .*)", section, flags=re.MULTILINE)
+    outcome = avsseg_main(*line.split(), *FEW)
+    assert outcome.returncode == 0, outcome.stderr
+    assert "warning" not in outcome.stderr
+    assert len(list((tmp_path / "my-clips").rglob("*.mp4"))) == 4
 
 
 def test_a_file_in_two_splits_is_an_error(avsseg_main: Main, folders: dict[str, Path], tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import pickle
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -17,14 +17,29 @@ from typer.testing import CliRunner
 
 from avsseg.cli.data import app
 from avsseg.data.avsbench import AvsBenchClips
-from avsseg.data.avsbench_check import SplitReport, check_dataset
+from avsseg.data.avsbench_check import KINDS, SplitReport, check_dataset
 from avsseg.data.avsbench_files import read_wav
 from avsseg.data.log_mel_files import read_log_mel
+from avsseg.data.synthetic_dataset import SynthSettings, write_dataset
 from avsseg.errors import DataError, OutputError
 
 
 def run(*arguments: object) -> Any:
     return CliRunner().invoke(app, ["check", *map(str, arguments)])
+
+
+def rows_of(table: str) -> list[list[str]]:
+    """The cells of each row; those of several lines have them joined by `, `."""
+    rows: list[list[str]] = []
+    for line in table.splitlines():
+        if "│ " not in line:
+            continue
+        cells = [cell.strip() for cell in line.split("│")[1:-1]]
+        if cells[0]:
+            rows.append(cells)
+        else:
+            rows[-1] = [", ".join(filter(None, pair)) for pair in zip(rows[-1], cells, strict=True)]
+    return rows
 
 
 def reports_of(root: Path, subset: str, **options: bool) -> dict[str, SplitReport]:
@@ -37,18 +52,17 @@ def test_whole_folders(tmp_path: Path, object_set: Callable[..., Path], semantic
     semantic_set(tmp_path / "AVSBench_semantic", doubled=True, labels=("labels_rgb",))
     result = run(tmp_path)
     assert result.exit_code == 0, result.output
-    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in result.stdout.splitlines() if "│ " in line]
-    nothing = ["0"] * 6
-    assert [row for row in rows if row[2].isdigit()] == [
-        ["s4", "train", "1", "1", *nothing],
-        ["s4", "val", "1", "1", *nothing],
-        ["s4", "test", "1", "1", *nothing],
-        ["ms3", "train", "1", "1", *nothing],
-        ["ms3", "val", "0", "0", *nothing],
-        ["ms3", "test", "1", "1", *nothing],
-        ["avss", "train", "3", "3", *nothing],
-        ["avss", "val", "0", "0", *nothing],
-        ["avss", "test", "1", "1", *nothing],
+    nothing = ["none", "none"]  # neither pickles nor videos, which training does not need
+    assert rows_of(result.stdout) == [
+        ["s4", "train", "1", "1", "5", "1", "1", *nothing],
+        ["s4", "val", "1", "1", "5", "5", "1", *nothing],
+        ["s4", "test", "1", "1", "5", "5", "1", *nothing],
+        ["ms3", "train", "1", "1", "5", "5", "1", *nothing],
+        ["ms3", "val", "0", "0", "0", "0", "0", *nothing],
+        ["ms3", "test", "1", "1", "5", "5", "1", *nothing],
+        ["avss", "train", "3", "3", "20", "16", "3", *nothing],
+        ["avss", "val", "0", "0", "0", "0", "0", *nothing],
+        ["avss", "test", "1", "1", "5", "5", "1", *nothing],
     ]
     assert result.stderr == ""
     only = run(tmp_path, "--subset", "ms3")
@@ -72,19 +86,19 @@ def test_problems_are_counted_by_kind(tmp_path: Path, object_set: Callable[..., 
     val, test, train = found["val"], found["test"], found["train"]
     assert (train.clips, train.complete, train.problems) == (1, 1, [])
     assert (val.clips, val.complete) == (1, 0)
-    counts = {
-        (kind, state): val.count(kind, state)
-        for kind in ("frames", "masks", "sounds")
-        for state in ("missing", "damaged")
+    assert {kind: val.counts(kind) for kind in KINDS} == {
+        "frames": {"whole": 2, "missing": 1, "damaged": 2, "short": 0},
+        "masks": {"whole": 1, "missing": 3, "damaged": 1, "short": 0},
+        "wavs": {"whole": 0, "missing": 0, "damaged": 1, "short": 0},
+        "log-mels": {"whole": 0, "missing": 1, "damaged": 0, "short": 0},
+        "videos": {"whole": 0, "missing": 1, "damaged": 0, "short": 0},
     }
-    assert counts == {
-        ("frames", "missing"): 1, ("frames", "damaged"): 2,
-        ("masks", "missing"): 3, ("masks", "damaged"): 1,
-        ("sounds", "missing"): 0, ("sounds", "damaged"): 1,
-    }  # fmt: skip
-    assert (test.count("sounds", "missing"), len(test.problems)) == (1, 1)
+    assert (test.count("wavs", "missing"), len(test.problems)) == (1, 1)
     result = run(tmp_path)
     assert result.exit_code == 1
+    assert rows_of(result.stdout)[1] == [
+        "ms3", "val", "1", "0", "2, 1 missing, 2 damaged", "1, 3 missing, 1 damaged", "0, 1 damaged", "none", "none",
+    ]  # fmt: skip
     assert len(result.stderr.splitlines()) == 9
     for name in ("clip_val.mp4_1.png: missing", "clip_val.mp4_2.png: not an image", "clip_val.wav: is cut short"):
         assert name in result.stderr
@@ -144,11 +158,14 @@ def test_pickles_stand_in_and_are_read(tmp_path: Path, object_set: Callable[...,
     pickled = data / "audio_log_mel/val/dog_barking/clip_val.pkl"
     pickled.parent.mkdir(parents=True)
     pickled.write_bytes(pickle.dumps(torch.zeros(5, 1, 96, 64)))
-    assert run(tmp_path).exit_code == 0
+    result = run(tmp_path)
+    assert result.exit_code == 0
+    assert rows_of(result.stdout)[1] == ["s4", "val", "1", "1", "5", "5", "0, 1 missing", "1", "none"]
     pickled.write_bytes(b"cos\nsystem\n(S'true'\ntR.")
     val = reports_of(tmp_path, "s4")["val"]
-    assert (val.count("sounds", "damaged"), val.count("sounds", "missing")) == (1, 0)
-    assert "asks for os.system" in val.problems[0].message
+    assert (val.complete, val.count("log-mels", "damaged"), val.count("wavs", "missing")) == (0, 1, 1)
+    assert "and no pickled log-mel stands in for it" in val.problems[0].message
+    assert "asks for os.system" in val.problems[1].message
 
 
 @pytest.mark.parametrize("subset", ["s4", "ms3"])
@@ -167,7 +184,7 @@ def test_fix_audio(
     result = run(tmp_path, "--fix-audio", "--json")
     assert result.exit_code == 0, result.output
     written = {
-        split["split"]: (split["wavs_written"], split["log_mels_written"])
+        split["split"]: (split["files"]["wavs"]["made"], split["files"]["log-mels"]["made"])
         for split in json.loads(result.stdout)["splits"]
     }
     assert written == {"train": (0, 1), "val": (1, 1), "test": (0, 1)}
@@ -178,9 +195,9 @@ def test_fix_audio(
     assert torch.allclose(read_log_mel(pickled), example.log_mel, atol=1e-5)
     assert sorted(path.name for path in pickled.parent.iterdir()) == ["clip_val.pkl"]
     again = run(tmp_path, "--fix-audio")
-    assert "log-mels" in again.stdout
     assert again.exit_code == 0
-    assert all(report.log_mels_written == 0 for report in reports_of(tmp_path, subset, fix_audio=True).values())
+    assert "made now" not in again.stdout
+    assert rows_of(again.stdout)[1][4:] == ["5", "5", "1", "1", "1"]
 
 
 def test_what_cannot_be_fixed_says_why(
@@ -197,21 +214,161 @@ def test_what_cannot_be_fixed_says_why(
     assert "no raw video to make it from" in messages[0]
     assert "has no sound" in messages[1]
     assert "it cannot be made from the raw video" in messages[2]
-    assert all(len(report.problems) == 1 for report in found.values())
+    assert [[problem.kind for problem in report.problems] for report in found.values()] == [
+        ["wavs"], ["wavs", "videos"], ["wavs", "videos"],
+    ]  # fmt: skip
     assert not list(data.rglob("*.wav"))
 
 
-def test_damaged_sounds_are_never_written_over(
+def test_damaged_wavs_are_never_written_over(
     tmp_path: Path, object_set: Callable[..., Path], make_video: Callable[..., Path]
 ) -> None:
     data = object_set(tmp_path, "ms3")
     (data / "raw_videos").mkdir()
-    make_video(data / "raw_videos/clip_val.mp4", seconds=1.0)
+    make_video(data / "raw_videos/clip_val.mp4", seconds=5.0)
     wav = data / "audio_wav/val/clip_val.wav"
     wav.write_bytes(b"mine")
-    assert run(tmp_path, "--fix-audio").exit_code == 1
+    result = run(tmp_path, "--fix-audio")
+    assert result.exit_code == 1
     assert wav.read_bytes() == b"mine"
-    assert not (data / "audio_log_mel/val").exists()
+    assert "remove it, and --fix-audio makes it from the raw video" in result.stderr
+    # but the log-mel is made, from the video
+    example = AvsBenchClips(tmp_path, "ms3", "train", size=8)[0]
+    wav.unlink()
+    pickled = read_log_mel(data / "audio_log_mel/val/clip_val.pkl")
+    assert pickled.shape == example.log_mel.shape
+    assert run(tmp_path, "--fix-audio").exit_code == 0
+    assert torch.allclose(pickled, AvsBenchClips(tmp_path, "ms3", "val", size=8)[0].log_mel, atol=0.01)
+
+
+@pytest.mark.parametrize("subset", ["s4", "avss"])
+@pytest.mark.parametrize("damage", ["damaged", "short"])
+def test_damaged_log_mels_beside_wavs(
+    tmp_path: Path, object_set: Callable[..., Path], semantic_set: Callable[..., None], subset: str, damage: str
+) -> None:
+    if subset == "s4":
+        pickled = object_set(tmp_path, "s4") / "audio_log_mel/test/dog_barking/clip_test.pkl"
+    else:
+        semantic_set(tmp_path)
+        pickled = tmp_path / "v1s/v1s_test/audio.pkl"
+    pickled.parent.mkdir(parents=True, exist_ok=True)
+    pickled.write_bytes(b"junk" if damage == "damaged" else pickle.dumps(torch.zeros(2, 1, 96, 64)))
+    result = run(tmp_path)
+    assert result.exit_code == 1
+    # training reads the wav
+    assert rows_of(result.stdout)[2] == [subset, "test", "1", "1", "5", "5", "1", f"0, 1 {damage}", "none"]
+    (message,) = result.stderr.splitlines()
+    assert "pkl: " in message
+    assert message.endswith("--fix-audio makes it anew from the wav or the raw video")
+    example = AvsBenchClips(tmp_path, subset, "test", size=8)[0]
+    fixed = run(tmp_path, "--fix-audio")
+    assert fixed.exit_code == 0, fixed.stderr
+    assert rows_of(fixed.stdout)[2][7] == "1, 1 made now"
+    assert torch.allclose(read_log_mel(pickled), example.log_mel[:5], atol=1e-5)
+
+
+def test_log_mels_that_cannot_be_made_remain(tmp_path: Path, object_set: Callable[..., Path]) -> None:
+    data = object_set(tmp_path, "ms3", splits=("train",))
+    wav, pickled = data / "audio_wav/train/clip_train.wav", data / "audio_log_mel/train/clip_train.pkl"
+    wav.write_bytes(b"junk")
+    pickled.parent.mkdir(parents=True)
+    pickled.write_bytes(b"junk")
+    result = run(tmp_path, "--fix-audio")
+    assert result.exit_code == 1
+    assert rows_of(result.stdout)[0][3:] == ["0", "5", "5", "0, 1 damaged", "0, 1 damaged", "none"]
+    assert "no raw video to make it from" in result.stderr
+    assert pickled.read_bytes() == b"junk"
+
+
+@pytest.mark.parametrize(("seconds", "complete"), [(4.1, 1), (3.9, 0), (100 / 16_000, 0)])
+def test_wavs_shorter_than_their_clips(
+    tmp_path: Path, object_set: Callable[..., Path], sound_file: Callable[..., None], seconds: float, complete: int
+) -> None:
+    data = object_set(tmp_path, "ms3")
+    sound_file(data / "audio_wav/val/clip_val.wav", seconds)
+    val = reports_of(tmp_path, "ms3")["val"]
+    assert (val.complete, val.count("wavs", "short")) == (complete, 1 - complete)
+    assert [problem.state for problem in val.problems] == ["short"] * (1 - complete)
+    if not complete:
+        assert f"clip_val.wav: has {seconds:.1f} s, its clip has 5 s" in val.problems[0].message
+        run(tmp_path, "--fix-audio")
+        assert not (data / "audio_log_mel/val/clip_val.pkl").exists()  # it would hold silence
+
+
+def test_clips_of_ten_seconds_have_longer_sounds(
+    tmp_path: Path, semantic_set: Callable[..., None], sound_file: Callable[..., None]
+) -> None:
+    semantic_set(tmp_path)
+    sound_file(tmp_path / "v2/v2_train/audio.wav", 5, rate=44_100, channels=2)
+    train = reports_of(tmp_path, "avss")["train"]
+    assert (train.complete, train.count("wavs", "short")) == (2, 1)
+
+
+def test_raw_videos_are_decoded(
+    tmp_path: Path, object_set: Callable[..., Path], make_video: Callable[..., Path], truncated_clip: Path
+) -> None:
+    data = object_set(tmp_path, "s4")
+    places = {split: data / f"raw_videos/{split}/dog_barking/clip_{split}.mp4" for split in ("train", "val", "test")}
+    for path in places.values():
+        path.parent.mkdir(parents=True)
+    make_video(places["train"], seconds=5.0)
+    places["val"].write_bytes(b"junk")
+    shutil.copy(truncated_clip, places["test"])  # its index and its first picture are whole
+    result = run(tmp_path)
+    assert result.exit_code == 1
+    # they are not needed for training
+    assert [row[3:] for row in rows_of(result.stdout)] == [
+        ["1", "5", "1", "1", "none", "1"],
+        ["1", "5", "5", "1", "none", "0, 1 damaged"],
+        ["1", "5", "5", "1", "none", "0, 1 damaged"],
+    ]
+    assert "clip_val.mp4: is not a video" in result.stderr
+    assert "clip_test.mp4: is damaged (" in result.stderr
+    skipped = run(tmp_path, "--no-videos", "--jobs", 2)
+    assert skipped.exit_code == 0
+    assert [row[-1] for row in rows_of(skipped.stdout)] == ["not read"] * 3
+    places["val"].unlink()
+    make_video(places["val"], seconds=2.0, sound=False)
+    val = reports_of(tmp_path, "s4")["val"]
+    assert (val.complete, val.count("videos", "short")) == (1, 1)
+    places["val"].unlink()
+    places["test"].unlink()
+    assert run(tmp_path).exit_code == 0
+    assert reports_of(tmp_path, "s4")["val"].count("videos", "missing") == 1
+
+
+@pytest.mark.parametrize("folder", ["Single-source", ""])
+def test_a_subset_without_its_table_is_a_problem(tmp_path: Path, object_set: Callable[..., Path], folder: str) -> None:
+    object_set(tmp_path / "Multi-sources", "ms3")
+    object_set(tmp_path / folder, "s4")
+    (tmp_path / folder / "s4_meta_data.csv").unlink()
+    result = run(tmp_path)
+    assert result.exit_code == 1
+    first, *others = rows_of(result.stdout)
+    assert first[:3] == ["s4", "table missing", ""]
+    assert [row[:4] for row in others] == [["ms3", split, "1", "1"] for split in ("train", "val", "test")]
+    assert result.stderr.startswith(str(tmp_path / folder / "s4_meta_data.csv: missing. Give the folder that holds"))
+    listed = json.loads(run(tmp_path, "--json").stdout)
+    assert (listed["ok"], listed["splits"][0]["problems"][0]["kind"]) == (False, "table")
+    assert run(tmp_path, "--subset", "ms3").exit_code == 0
+    (tmp_path / folder / "s4_meta_data.csv").write_text("name,start,category,split\nx,0,dog_barking,Training\n")
+    assert rows_of(run(tmp_path).stdout)[0][:2] == ["s4", "table damaged"]
+
+
+@pytest.mark.parametrize("subset", ["s4", "ms3"])
+def test_an_unfinished_set_of_data_synth_says_so(tmp_path: Path, subset: Literal["s4", "ms3"]) -> None:
+    settings = SynthSettings(subset=subset, train=1, val=1, test=0, size=32, height=32)
+    clips = write_dataset(tmp_path, settings)
+    next(clips)
+    clips.close()
+    result = run(tmp_path)
+    assert result.exit_code == 1
+    assert f"{subset}_meta_data.csv: missing, since `avsseg data synth` or" in result.stderr
+    assert "Give the same command again" in result.stderr
+    with pytest.raises(DataError, match="Give the same command again"):
+        AvsBenchClips(tmp_path, subset, "train", size=8)
+    assert len(list(write_dataset(tmp_path, settings))) == 2  # as the message says
+    assert run(tmp_path).exit_code == 0
 
 
 def test_semantic_sets_get_no_pickles(tmp_path: Path, semantic_set: Callable[..., None]) -> None:
@@ -235,8 +392,8 @@ def test_folders_without_a_subset(tmp_path: Path, object_set: Callable[..., Path
     assert "\n" not in str(result.exception)
     object_set(tmp_path, "ms3")
     other = run(tmp_path, "--subset", "s4")
-    assert isinstance(other.exception, DataError)
-    assert "s4_meta_data.csv: missing" in str(other.exception)
+    assert other.exit_code == 1
+    assert "s4_meta_data.csv: missing" in other.stderr
 
 
 def test_progress_counts_every_clip(tmp_path: Path, object_set: Callable[..., Path]) -> None:

@@ -224,5 +224,9 @@ def test_subsets_that_are_there(
     object_set(tmp_path / "Multi-sources", "ms3")
     semantic_set(tmp_path / "avs_released")
     assert subsets_in(tmp_path) == ("ms3", "avss")
+    # a folder that should hold a table, or lie beside one, tells that the subset was meant to be there
+    for place, subset in (("Single-source", "s4"), ("s4_data", "s4"), ("ms3_data", "ms3"), ("v1s", "avss")):
+        (tmp_path / f"with_{place}" / place).mkdir(parents=True)
+        assert subsets_in(tmp_path / f"with_{place}") == (subset,)
     with pytest.raises(DataError, match=r"s4_meta_data\.csv: missing\. Give the folder that holds Single-source/"):
         list_clips(tmp_path, "s4", "train")

@@ -259,17 +259,33 @@ def _files(folder: Path, names: list[str]) -> list[tuple[Path, int]]:
 )
 def test_splits_by_the_number_of_groups(groups: int, expected: dict[str, int]) -> None:
     names = [f"g{chr(97 + i // 26)}{chr(97 + i % 26)}_{frame}.jpg" for i in range(groups) for frame in (1, 2)]
-    splits = draw_splits(_files(Path("x"), names), [name.encode() for name in names], Path("x"))
+    splits, _ = draw_splits(_files(Path("x"), names), [name.encode() for name in names], Path("x"))
     assert Counter(splits) == {split: 2 * count for split, count in expected.items()}
     assert splits[::2] == splits[1::2]
-    moved = draw_splits(_files(Path("elsewhere/y"), names), [name.encode() for name in names], Path("elsewhere/y"))
+    moved, _ = draw_splits(_files(Path("elsewhere/y"), names), [name.encode() for name in names], Path("elsewhere/y"))
     assert moved == splits
+
+
+def test_numbered_files_that_are_unrelated() -> None:
+    names = [f"dog_{i:03}.jpg" for i in range(1, 31)]
+    contents = [name.encode() for name in names]
+    contents[5] = contents[4]
+    splits, groups = draw_splits(_files(Path("x"), names), contents, Path("x"))
+    assert (Counter(splits), groups) == ({"train": 30}, {1: 1})
+    splits, groups = draw_splits(_files(Path("x"), names), contents, Path("x"), unrelated=True)
+    assert groups == {1: 29}
+    assert min(splits.count(split) for split in ("train", "val", "test")) > 2
+    assert splits[5] == splits[4]  # equal files stay together all the same
+    # names without a number at their end are drawn as ever
+    plain = [f"{name[:-4]}x.jpg" for name in names]
+    drawn = [draw_splits(_files(Path("x"), plain), contents, Path("x"), unrelated=either) for either in (False, True)]
+    assert drawn[0] == drawn[1]
 
 
 def test_equal_names_in_folders_of_other_classes_are_other_groups() -> None:
     root = Path("sounds")
     files = [(root / name / "fold" / f"{i}.wav", k) for k, name in enumerate(("dog", "cat"), 1) for i in range(10)]
-    splits = draw_splits(files, [str(path).encode() for path, _ in files], root)
+    splits, _ = draw_splits(files, [str(path).encode() for path, _ in files], root)
     assert Counter(splits[:10]) == Counter(splits[10:]) == {"train": 8, "val": 1, "test": 1}
 
 
@@ -278,7 +294,7 @@ def test_equal_contents_stay_together_through_chains() -> None:
     contents = [name.encode() for name in names]
     contents[-3] = contents[-2] = b"ab"
     contents[1] = contents[-1] = b"bc"
-    splits = draw_splits(_files(Path("x"), names), contents, Path("x"))
+    splits, _ = draw_splits(_files(Path("x"), names), contents, Path("x"))
     assert len({splits[i] for i in (0, 1, 2, 12, 13, 14)}) == 1
 
 
