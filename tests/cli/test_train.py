@@ -184,6 +184,35 @@ def test_ctrl_c_keeps_the_state_and_resume_goes_on(scenes: Path, tmp_path: Path)
     assert load_checkpoint(run / "last.pt")["step"] > step
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(os.name == "nt", reason="sends POSIX signals")
+def test_two_processes_of_torchrun_stop_together_and_go_on(scenes: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "avsseg"]
+    command = [*torchrun, *arguments(scenes, run, "--epochs", "500", "--set", "validate-minutes=99")]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    inherited = signal.getsignal(signal.SIGINT)
+    if inherited is signal.SIG_IGN:  # as in a shell's background, which the processes would hand down
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
+    finally:
+        signal.signal(signal.SIGINT, inherited)
+    with process:
+        deadline = time.monotonic() + 300
+        while not (run / "train.csv").exists() and time.monotonic() < deadline and process.poll() is None:
+            time.sleep(0.2)
+        process.send_signal(signal.SIGINT)
+        _, stderr = process.communicate(timeout=120)
+    assert stderr.count(f"go on with: avsseg train --resume --out {run}") == 1, stderr
+    step = load_checkpoint(run / "last.pt")["step"]
+    command = [*torchrun, "train", "--resume", "--out", str(run), "--epochs", str(step + 1)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == [str(run / "best.safetensors")]
+    assert load_checkpoint(run / "last.pt")["step"] == step + 1
+
+
 def test_four_runs_make_one_model_and_go_on_where_they_stopped(scenes: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     names = ["1-encoders", "2-plain", "3-larger", "4-masks"]
