@@ -141,9 +141,16 @@ def _untrained(name: str, allowed: bool, device: str | torch.device) -> LoadedMo
     return LoadedModel(model.to(device).eval(), name, "", BINARY_CATEGORIES, trained=False)
 
 
+def _exported_beside(path: Path) -> str:
+    """Which models a run left in that folder, or beside that .pt, which only `avsseg train --resume` reads."""
+    folder = path if path.is_dir() else path.parent
+    found = [str(file) for name in ("best", "last") if (file := folder / f"{name}.safetensors").is_file()]
+    return f". Give {' or '.join(found)}" if found and (path.is_dir() or path.suffix == ".pt") else ""
+
+
 def _read(path: Path, name: str, expected: str | None, allowed: bool, device: str | torch.device) -> LoadedModel:
     if path.suffix != ".safetensors":
-        raise WeightsError(f"{path}: not a .safetensors checkpoint of avsseg")
+        raise WeightsError(f"{path}: not a .safetensors checkpoint of avsseg{_exported_beside(path)}")
     if path.exists() and not path.is_file():  # a named pipe would be waited for without end
         raise WeightsError(f"{path}: is not a regular file. Save the checkpoint to a file first")
     try:

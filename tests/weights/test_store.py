@@ -123,6 +123,19 @@ def test_wrong_names() -> None:
         load_model("missing.safetensors")
 
 
+def test_a_run_and_its_states_are_no_model_but_what_it_exported_is_named(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "last.pt").touch()
+    with pytest.raises(WeightsError, match=r"last\.pt: not a \.safetensors checkpoint of avsseg$"):
+        load_model(run / "last.pt")
+    for name in ("best", "last"):
+        (run / f"{name}.safetensors").touch()
+    for path in (run, run / "last.pt"):
+        with pytest.raises(WeightsError, match=r"Give .*run/best\.safetensors or .*run/last\.safetensors$"):
+            load_model(path)
+
+
 def test_unwritable_target_leaves_nothing(model: AvsMamba, tmp_path: Path) -> None:
     in_the_way = tmp_path / "file"
     in_the_way.touch()
