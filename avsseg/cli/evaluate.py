@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, cast
 
 import typer
 
-from avsseg.errors import UsageError, printable
+from avsseg.errors import DataError, UsageError, printable
 
 EXAMPLES = """[bold]Examples[/bold]
 
@@ -88,6 +89,7 @@ def evaluate(
     # found now, not after the whole evaluation
     for target in filter(None, (out, report and report / "index.html")):
         PartialOutput(target).discard()
+    _check_subset(data, subset)
     negatives = tuple(name.strip() for name in negative.split(",") if name.strip())
     settings = EvaluationSettings(
         data,
@@ -104,6 +106,8 @@ def evaluate(
     if threads:
         torch.set_num_threads(threads)
     loaded = load_model(model, allow_untrained=allow_untrained, device=resolve_device(device))
+    if Path(model).is_file():  # all runs call theirs best.safetensors
+        loaded = replace(loaded, name=_in_its_folder(Path(model)))
     evaluation = Evaluation(loaded, settings)
     if evaluation.mute and mute is None:
         typer.echo(
@@ -141,43 +145,34 @@ def without_nan(value: Any) -> Any:
 def print_tables(result: Mapping[str, Any]) -> None:
     """The result as tables on stdout."""
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
+    from avsseg.evaluation.tables import conditions, heading, tables
+
     console = Console()
-    title = f"{result['model']}, {result['subset']} {result['split']}, {result['clips']} clips, {result['protocol']}"
-    table = Table("", "value", title=title)
-    labels = {
-        "M_J": "M_J", "M_F": "M_F", "M_J_without_background": "M_J without background",
-        "M_F_without_background": "M_F without background", "dataset_iou": "IoU over the whole set", "frames": "frames",
-    }  # fmt: skip
-    for key, label in labels.items():
-        if key in result:
-            table.add_row(label, _number(result[key]))
-    if "silent_frames" in result:
-        silent = result["silent_frames"]
-        table.add_row(f"area marked on {silent['frames']} silent frames", _number(silent["false_positive_area"]))
-    if result["mute"]:
-        table.add_row("sound played", "silence")
-    console.print(table)
-    breakdowns = (("per_category", "by category"), ("per_class", "by class"), ("per_sources", "by number of sources"))
-    for key, title in breakdowns:
-        if key in result:
-            rows = {name: row for name, row in result[key].items() if row["frames"]}
-            unseen = len(result[key]) - len(rows)
-            note = f"{unseen} classes occur in no frame and count as 0 in M_J and M_F" if unseen else None
-            table = Table(title, "M_J", "M_F", "frames", caption=note)
-            for name, row in rows.items():
-                table.add_row(name, *(_number(row[column]) for column in ("M_J", "M_F", "frames")))
-            console.print(table)
-    if "negatives" in result:
-        table = Table("sound replaced by", "area marked", "share of own sound's", "frames with a mark")
-        for name, row in result["negatives"].items():
-            columns = ("predicted_area", "share_of_own_sound", "frames_marked")
-            table.add_row(name, *(_number(row[column]) for column in columns))
-        console.print(table)
+    # as text: a file's name may have brackets
+    typer.echo(heading(result))
+    typer.echo(conditions(result))
+    for table in tables(result):
+        shown = Table(table.title, *table.header)
+        for row in table.rows:
+            shown.add_row(*map(escape, row))
+        console.print(shown)
+        if table.note:
+            typer.echo(table.note)
 
 
-def _number(value: float | int) -> str:
-    if isinstance(value, int):
-        return str(value)
-    return "-" if math.isnan(value) else f"{value:.4f}"
+def _check_subset(data: Path, subset: str) -> None:
+    """Raises DataError, naming the subsets that are there, if the folder does not hold that one."""
+    from avsseg.data.avsbench_layout import subsets_in
+
+    held = subsets_in(data)
+    if subset not in held:
+        flags = " or ".join(f"--subset {name}" for name in held)
+        raise DataError(f"{printable(data)}: holds no {subset}, but {' and '.join(held)}. Add {flags}")
+
+
+def _in_its_folder(path: Path) -> str:
+    """The path as given, but with a folder in any case."""
+    return str(path if len(path.parts) > 1 else Path(path.absolute().parent.name, path))

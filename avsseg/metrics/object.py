@@ -1,12 +1,14 @@
 """M_J and M_F of the object setting (S4, MS3): AVSBench's arithmetic and the strict protocol.
 
-`frame_scores` counts everything that either protocol needs about a frame; the two classes only average.
+`frame_scores` counts everything that either protocol needs about a frame; the classes only average.
 Symbols: M_J mean IoU, M_F mean F-measure with beta^2 = 0.3, F frames, K = 255 thresholds.
 """
 
 from __future__ import annotations
 
+import copy
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -33,6 +35,16 @@ class FrameScores:
     truth: Tensor
     pixels: Tensor
     f_curve: Tensor
+
+    def at(self, frames: Sequence[int]) -> FrameScores:
+        """Those of the frames with the given indices."""
+        return FrameScores(*(getattr(self, name)[list(frames)] for name in self.__dataclass_fields__))
+
+    @staticmethod
+    def joined(parts: Sequence[FrameScores]) -> FrameScores:
+        """The frames of one part or more, one after the other."""
+        names = FrameScores.__dataclass_fields__
+        return FrameScores(*(torch.cat([getattr(part, name) for part in parts]) for name in names))
 
 
 def frame_scores(probability: Tensor, target: Tensor) -> FrameScores:
@@ -88,6 +100,7 @@ class AvsBenchObjectMetrics:
         self._iou = 0.0
         self._f = 0.0
         self._frames = 0
+        self._seen = 0
         self._batches = 0
 
     def update(self, scores: FrameScores) -> None:
@@ -96,16 +109,42 @@ class AvsBenchObjectMetrics:
         self._iou += scores.iou.mean().item()
         self._f += scores.f_curve[seen].mean(0).max().item() if seen.any() else 0.0
         self._frames += len(scores.iou)
+        self._seen += int(seen.sum())
         self._batches += 1
 
     def result(self) -> dict[str, float]:
-        """M_J and M_F (0..1, NaN before the first batch), frames, batches."""
+        """M_J and M_F (0..1, NaN before the first batch), batches, and frames: all of them, and those with truth."""
         return {
             "M_J": _ratio(self._iou, self._batches),
             "M_F": _ratio(self._f, self._batches),
             "frames": self._frames,
+            "frames_with_truth": self._seen,
             "batches": self._batches,
         }
+
+
+class AvsBenchClipMetrics:
+    """Protocol `avsbench` of clips that come one by one: `batch` of them make a batch, the last may be shorter."""
+
+    def __init__(self, batch: int) -> None:
+        """batch: 1 or more."""
+        self.batch = batch
+        self._metrics = AvsBenchObjectMetrics()
+        self._waiting: list[FrameScores] = []
+
+    def update(self, scores: FrameScores) -> None:
+        """Adds the frames of one clip, 1 or more."""
+        self._waiting.append(scores)
+        if len(self._waiting) == self.batch:
+            self._metrics.update(FrameScores.joined(self._waiting))
+            self._waiting = []
+
+    def result(self) -> dict[str, float]:
+        """As `AvsBenchObjectMetrics.result`; clips may still be added afterwards."""
+        metrics = copy.copy(self._metrics)
+        if self._waiting:
+            metrics.update(FrameScores.joined(self._waiting))
+        return metrics.result()
 
 
 class StrictObjectMetrics:
@@ -138,14 +177,16 @@ class StrictObjectMetrics:
         """Scores 0..1, NaN where no frame could count for them.
 
         M_J: mean IoU of the frames with truth. M_F: the largest value of their mean F curve, one threshold for all.
-        dataset_iou: sum of intersections / sum of unions over all frames. frames: all of them; empty_frames: those
-        without truth; false_positive_area: the mean share of an empty frame that is marked.
+        dataset_iou: sum of intersections / sum of unions over all frames. frames: all of them; frames_with_truth: those
+        that M_J and M_F are over; empty_frames: the others; false_positive_area: the mean share of an empty frame that
+        is marked.
         """
         return {
             "M_J": _ratio(self._iou, self._seen),
             "M_F": _ratio(self._f_curve.max().item(), self._seen),
             "dataset_iou": _ratio(self._intersection, self._union),
             "frames": self._seen + self._empty,
+            "frames_with_truth": self._seen,
             "empty_frames": self._empty,
             "false_positive_area": _ratio(self._false_area, self._empty),
         }

@@ -15,10 +15,16 @@ IOU_OFFSET = 2.220446049250313e-16
 
 
 class SemanticResult(TypedDict):
-    """Scores 0..1; lists have one entry a class, background first, NaN for a class that never occurs."""
+    """Scores 0..1; lists have one entry a class, background first, NaN for a class that never occurs.
+
+    `..._of_occurring` are means over those classes, `occurring_classes` many, that occur in some frame.
+    """
 
     M_J: float
     M_F: float
+    M_J_of_occurring: float
+    M_F_of_occurring: float
+    occurring_classes: int
     M_J_without_background: float
     M_F_without_background: float
     dataset_iou: float
@@ -73,7 +79,10 @@ class SemanticMetrics:
 
     def update(self, predicted: Tensor, target: Tensor) -> None:
         """Adds F frames: predicted (F, H, W) class indices, target likewise, or 255 where the truth is unknown."""
-        counts = confusion(predicted, target, self.num_classes)
+        self.add(confusion(predicted, target, self.num_classes))
+
+    def add(self, counts: Tensor) -> None:
+        """Adds F frames: (F, C, C) int64 as `confusion` counts them."""
         hits, truth, marked = counts.diagonal(dim1=1, dim2=2), counts.sum(2), counts.sum(1)
         union = truth + marked - hits
         self._iou += (hits.double() / (union.double() + IOU_OFFSET)).sum(0)
@@ -84,7 +93,8 @@ class SemanticMetrics:
         self._frames += len(counts)
 
     def result(self) -> SemanticResult:
-        """M_J, M_F: over all classes, one that never occurs counts 0; ..._without_background: class 0 dropped.
+        """M_J, M_F: over all classes, one that never occurs counts 0; ..._without_background: class 0 dropped;
+        ..._of_occurring: classes that never occur dropped.
 
         dataset_iou: sum of intersections / sum of unions a class, averaged over the classes that occur.
         """
@@ -93,6 +103,9 @@ class SemanticMetrics:
         return {
             "M_J": iou.nan_to_num(nan=0.0).mean().item(),
             "M_F": f.nan_to_num(nan=0.0).mean().item(),
+            "M_J_of_occurring": iou.nanmean().item(),
+            "M_F_of_occurring": f.nanmean().item(),
+            "occurring_classes": int((self._frames_per_class > 0).sum()),
             "M_J_without_background": iou[1:].nan_to_num(nan=0.0).mean().item(),
             "M_F_without_background": f[1:].nan_to_num(nan=0.0).mean().item(),
             "dataset_iou": dataset_iou.nanmean().item(),

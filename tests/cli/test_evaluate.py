@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from subprocess import CompletedProcess
@@ -42,7 +43,7 @@ def arguments(scenes: Path, model: Path, *more: object) -> list[object]:
 def test_a_model_trained_without_sound_is_scored_without_it(avsseg_main: Main, scenes: Path, tmp_path: Path) -> None:
     muted = checkpoint(tmp_path / "muted.safetensors", mute=True)
     assert load_model(muted).training["settings"] == {"mute": True}
-    note = "avsseg: note: muted was trained with --mute, so it is played silence. --no-mute plays it sound\n"
+    note = f"avsseg: note: {muted} was trained with --mute, so it is played silence. --no-mute plays it sound\n"
     outcome = avsseg_main(*arguments(scenes, muted, "--json"))
     assert outcome.returncode == 0, outcome.stderr
     assert outcome.stderr == note
@@ -57,6 +58,53 @@ def test_a_model_trained_without_sound_is_scored_without_it(avsseg_main: Main, s
         outcome = avsseg_main(*arguments(scenes, hearing, "--json", *more))
         assert outcome.stderr == ""
         assert json.loads(outcome.stdout)["mute"] is expected
+
+
+def test_a_result_says_which_run_s_model_it_is_of(
+    avsseg_main: Main, scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "runs" / "[first]").mkdir(parents=True)
+    best = checkpoint(tmp_path / "runs" / "[first]" / "best.safetensors")
+    monkeypatch.chdir(tmp_path)
+    given = Path("runs", "[first]", "best.safetensors")
+    outcome = avsseg_main(*arguments(scenes, given, "--out", "result.json", "--report", "page"))
+    assert outcome.returncode == 0, outcome.stderr
+    assert json.loads(Path("result.json").read_text())["model"] == str(given)
+    assert f"<title>{given} on ms3 test</title>" in Path("page", "index.html").read_text()
+    head, conditions, *_ = outcome.stdout.splitlines()
+    assert head == f"{given} on ms3 test"
+    assert conditions.startswith("1 clips, protocol strict, input 32 px, truth at its own size, weights ")
+    monkeypatch.chdir(best.parent)
+    outcome = avsseg_main(*arguments(scenes, Path("best.safetensors"), "--json"))
+    assert json.loads(outcome.stdout)["model"] == "[first]/best.safetensors"
+
+
+def test_a_folder_without_the_subset_says_which_it_has(avsseg_main: Main, scenes: Path, tmp_path: Path) -> None:
+    model = checkpoint(tmp_path / "model.safetensors")
+    outcome = avsseg_main(*arguments(scenes, model, "--subset", "s4"))
+    assert outcome.returncode == 1
+    assert outcome.stderr == f"avsseg: error: {scenes}: holds no s4, but ms3. Add --subset ms3\n"
+    both = shutil.copytree(scenes, tmp_path / "both")
+    (both / "metadata.csv").write_text("vid,uid,s_min,s_sec,a_obj,split,label\n")
+    outcome = avsseg_main(*arguments(both, model, "--subset", "s4"))
+    assert outcome.stderr.endswith("holds no s4, but ms3 and avss. Add --subset ms3 or --subset avss\n")
+    outcome = avsseg_main(*arguments(tmp_path, model))
+    assert outcome.returncode == 1
+    assert "holds no AVSBench subset" in outcome.stderr
+
+
+@pytest.mark.parametrize("given", ["run", "run/last.pt"])
+def test_a_run_in_place_of_its_model_names_the_model(
+    avsseg_main: Main, scenes: Path, tmp_path: Path, given: str
+) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "last.pt").write_bytes(b"state")
+    best = checkpoint(run / "best.safetensors")
+    outcome = avsseg_main(*arguments(scenes, tmp_path / given))
+    assert outcome.returncode == 3
+    assert len(outcome.stderr.splitlines()) == 1
+    assert outcome.stderr.endswith(f"Give {best}\n")
 
 
 @pytest.mark.parametrize("option", ["--out", "--report"])

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from avsseg.metrics.object import (
+    AvsBenchClipMetrics,
     AvsBenchObjectMetrics,
     FrameScores,
     StrictObjectMetrics,
@@ -163,7 +164,18 @@ def empty(predicted: int) -> FrameScores:
 
 
 def joined(*parts: FrameScores) -> FrameScores:
-    return FrameScores(*(torch.cat([getattr(p, name) for p in parts]) for name in FrameScores.__dataclass_fields__))
+    return FrameScores.joined(parts)
+
+
+def test_frames_are_joined_and_picked() -> None:
+    parts = [seen(0.8, iou=0.5), empty(3), seen(0.1, iou=0.2)]
+    whole = joined(*parts)
+    assert whole.iou.tolist() == pytest.approx([0.5, 0.7, 0.2])
+    assert whole.f_curve.shape == (3, 255)
+    picked = whole.at([2, 0])
+    for name in FrameScores.__dataclass_fields__:
+        assert getattr(picked, name).equal(torch.cat([getattr(parts[2], name), getattr(parts[0], name)]))
+    assert whole.at([]).iou.shape == (0,)
 
 
 def test_avsbench_takes_the_best_threshold_of_each_batch() -> None:
@@ -180,15 +192,38 @@ def test_avsbench_averages_batches_unweighted() -> None:
     metrics = AvsBenchObjectMetrics()
     metrics.update(joined(seen(0.6, iou=0.9), seen(0.6, iou=0.7), seen(0.6, iou=0.8)))
     metrics.update(seen(0.2, iou=0.2))
-    assert metrics.result() == pytest.approx({"M_J": 0.5, "M_F": 0.4, "frames": 4, "batches": 2})
+    assert metrics.result() == pytest.approx(
+        {"M_J": 0.5, "M_F": 0.4, "frames": 4, "frames_with_truth": 4, "batches": 2}
+    )
 
 
 def test_avsbench_leaves_empty_frames_out_of_m_f_unless_the_whole_batch_is_empty() -> None:
     metrics = AvsBenchObjectMetrics()
     metrics.update(joined(seen(0.8, iou=0.5), empty(1)))
-    assert metrics.result() == pytest.approx({"M_J": 0.7, "M_F": 0.8, "frames": 2, "batches": 1})
+    assert metrics.result() == pytest.approx(
+        {"M_J": 0.7, "M_F": 0.8, "frames": 2, "frames_with_truth": 1, "batches": 1}
+    )
     metrics.update(joined(empty(0), empty(4)))
-    assert metrics.result() == pytest.approx({"M_J": 0.75, "M_F": 0.4, "frames": 4, "batches": 2})
+    assert metrics.result() == pytest.approx(
+        {"M_J": 0.75, "M_F": 0.4, "frames": 4, "frames_with_truth": 1, "batches": 2}
+    )
+
+
+def test_avsbench_makes_batches_of_clips_that_come_one_by_one() -> None:
+    clips = [seen(0.8, 0.2, iou=0.9), joined(seen(0.1, 0.5, iou=0.1), empty(5)), empty(0)]
+    by_clip, by_batch = AvsBenchClipMetrics(batch=2), AvsBenchObjectMetrics()
+    assert math.isnan(by_clip.result()["M_J"])
+    by_clip.update(clips[0])
+    # asked for in the middle of a batch, without ending it
+    assert by_clip.result() == pytest.approx(
+        {"M_J": 0.9, "M_F": 0.8, "frames": 1, "frames_with_truth": 1, "batches": 1}
+    )
+    by_clip.update(clips[1])
+    by_clip.update(clips[2])
+    by_batch.update(joined(*clips[:2]))
+    by_batch.update(clips[2])
+    assert by_clip.result() == by_batch.result()
+    assert by_clip.result()["batches"] == 2
 
 
 def test_strict_by_hand() -> None:
@@ -200,6 +235,7 @@ def test_strict_by_hand() -> None:
             "M_F": 0.45,
             "dataset_iou": (1 + 1) / (2 + 2 + 3),
             "frames": 4,
+            "frames_with_truth": 2,
             "empty_frames": 2,
             "false_positive_area": 0.15,
         }

@@ -82,11 +82,26 @@ def test_a_class_never_seen_counts_zero_in_the_means() -> None:
     assert (result["M_J"], result["M_F"]) == (0.5, 0.5)
     assert result["M_J_without_background"] == pytest.approx(1 / 3)
     assert result["M_F_without_background"] == pytest.approx(1 / 3)
+    assert (result["M_J_of_occurring"], result["M_F_of_occurring"], result["occurring_classes"]) == (1, 1, 2)
     assert result["dataset_iou"] == 1
     assert result["frames_per_class"] == [1, 1, 0, 0]
     for name in ("iou_per_class", "f_per_class", "dataset_iou_per_class"):
         assert result[name][:2] == [1, 1]
         assert all(math.isnan(value) for value in result[name][2:])
+
+
+def test_without_frames_no_class_occurs() -> None:
+    result = SemanticMetrics(3).result()
+    assert (result["frames"], result["occurring_classes"], result["M_J"]) == (0, 0, 0)
+    assert math.isnan(result["M_J_of_occurring"])
+
+
+def test_counts_may_be_added_in_place_of_label_maps() -> None:
+    predicted, target = labels([0, 0, 1, 0], [0, 1, 2, 0]), labels([0, 0, 1, 1], [0, 0, 0, 2])
+    metrics = SemanticMetrics(3)
+    for p, g in zip(predicted[:, None], target[:, None], strict=True):
+        metrics.add(confusion(p, g, 3))
+    assert metrics.result() == scored(predicted, target, 3)
 
 
 def test_without_background_drops_class_0_and_not_the_last() -> None:
