@@ -27,6 +27,7 @@ from avsseg.data.avsbench_layout import (
 )
 from avsseg.data.avsbench_sounds import TooShortError, make_sounds, whole_log_mel, whole_video, whole_wav
 from avsseg.data.avss_classes import check_label_table
+from avsseg.data.log_mel_files import ForeignContentError
 from avsseg.errors import DataError, MediaError, printable
 
 Kind = Literal["frames", "masks", "wavs", "log-mels", "videos"]
@@ -164,6 +165,8 @@ def _fault(report: ClipReport, path: Path, kind: Kind, decode: Callable[[Path], 
             decode(path)
         else:
             fault = Problem(path, kind, "missing", f"{printable(path)}: missing")
+    except ForeignContentError as error:  # as good as none, and nothing to be repaired
+        fault = Problem(path, kind, "missing", str(error))
     except TooShortError as error:
         fault = Problem(path, kind, "short", str(error))
     except (DataError, MediaError) as error:
@@ -197,6 +200,8 @@ def _check_sounds(report: ClipReport, files: ClipFiles, fix_audio: bool) -> None
     if wav is not None and not (wav.state == "missing" and has_log_mel):
         report.complete = False
         report.problems.append(_with_remedy(wav, files, reason))
+    if log_mel is not None and wav is not None and log_mel.state == "missing" and log_mel.path.exists():
+        report.problems.append(log_mel)
     if log_mel is not None and log_mel.state != "missing":
         hint = reason or ("" if fix_audio else "; --fix-audio makes it anew from the wav or the raw video")
         report.problems.append(replace(log_mel, message=log_mel.message + hint))

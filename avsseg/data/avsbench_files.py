@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import wave
+from fractions import Fraction
 from pathlib import Path
 
 import ffmpeg
@@ -117,21 +118,38 @@ def video_sound(path: Path) -> NDArray[np.float32]:
 
 
 def decode_video(path: Path) -> VideoInfo:
-    """Decodes every picture and all of the first audio track. Raises MediaError for a video that is none or damaged."""
+    """Decodes every picture and all of the first audio track. Raises MediaError for a video that is none or damaged.
+
+    Complaints alone are no damage: a cut that begins between two key frames of its source gives some, and plays.
+    """
     info = probe(path)
     streams = open_input(info, threads=1)  # whoever checks many files reads several at once
     chosen = [streams["V:0"], *([streams["a:0"]] if info.has_audio else [])]
     # a line a frame: while they come, ffmpeg does not stand still
     output = ffmpeg.output(*chosen, "pipe:1", format="framecrc", fps_mode="passthrough", t=LONGEST_SOUND_S)
     try:
-        _, lines, code = run_ffmpeg(command(output))
+        frames, lines, code = run_ffmpeg(command(output))
     except TimeoutError as error:
         raise MediaError(path, f"cannot be decoded to its end ({error})") from error
-    if code != 0 or lines:
+    missing_s = (info.duration_s or 0.0) - _end_s(frames)
+    if code != 0 or (lines and missing_s > LARGEST_GAP_S):
         # the first complaint is the cause, the others follow from it
         reason = printable(lines[0]) if lines else f"ffmpeg ended with {code}"
         raise MediaError(path, f"is damaged ({reason})")
     return info
+
+
+def _end_s(frames: str) -> float:
+    """When the last picture ends, by what ffmpeg's framecrc says: "#tb 0: 1/25", then "0, dts, pts, duration, ..."."""
+    tick = Fraction(0)
+    end = 0
+    for line in frames.splitlines():
+        if line.startswith("#tb 0:"):
+            tick = Fraction(line.partition(":")[2].strip())
+        elif line.startswith("0,"):
+            _, _, pts, duration, *_ = line.split(",")
+            end = max(end, int(pts) + int(duration))
+    return float(end * tick)
 
 
 class _NotPcmError(DataError):

@@ -14,14 +14,16 @@ from torch import Tensor
 from avsseg.data.avsbench_files import decode_video, read_sound, video_sound
 from avsseg.data.avsbench_layout import ClipFiles
 from avsseg.data.layout_writer import write_wav
-from avsseg.data.log_mel_files import read_log_mel, write_log_mel
+from avsseg.data.log_mel_files import ForeignContentError, read_log_mel, write_log_mel
 from avsseg.errors import DataError, MediaError, printable
 from avsseg.media.audio import SAMPLE_RATE_HZ, log_mel_examples
 from avsseg.media.probe import VideoInfo
-from avsseg.writers.base import written_whole
+from avsseg.writers.base import output_errors, written_whole
 
 # AVSBench's clips are often a little shorter than their number of seconds
 TOLERATED_S = 1.0
+# a file that is replaced is kept under its name with this behind it
+REPLACED_SUFFIX = ".replaced"
 
 Content = TypeVar("Content")
 
@@ -61,12 +63,13 @@ def make_sounds(files: ClipFiles) -> tuple[list[Literal["wavs", "log-mels"]], st
     """Makes the clip's missing wav, and its log-mel where that is missing or damaged: what was made, and why not more.
 
     The wav is made from the raw video, the log-mel from the wav, or from the video if the wav is damaged. A damaged wav
-    is left alone, as it may be somebody's only one. Raises OutputError.
+    is left alone, as it may be somebody's only one, and so is a pickle of something else; a damaged log-mel is kept
+    beside the new one. Raises OutputError.
     """
     assert files.wav is not None, "a listing that was not made complete names every wav"
     wav, log_mel, seconds = files.wav, files.log_mel, len(files.frames)
     needs_wav = not wav.exists()
-    needs_log_mel = log_mel is not None and _unless_unusable(whole_log_mel, log_mel, seconds) is None
+    needs_log_mel = log_mel is not None and _is_to_be_made(log_mel, seconds)
     waveform = None if needs_wav else _unless_unusable(whole_wav, wav, seconds)
     reason = ""
     if waveform is None and (needs_wav or needs_log_mel):
@@ -78,9 +81,23 @@ def make_sounds(files: ClipFiles) -> tuple[list[Literal["wavs", "log-mels"]], st
         waveform = read_sound(wav)  # the log-mel is to be that of the file
         made.append("wavs")
     if waveform is not None and needs_log_mel and log_mel is not None:
+        if log_mel.exists():
+            with output_errors(log_mel):
+                log_mel.replace(log_mel.with_name(log_mel.name + REPLACED_SUFFIX))
         write_log_mel(log_mel, log_mel_examples(torch.from_numpy(waveform), [float(t) for t in range(seconds)]))
         made.append("log-mels")
     return made, reason
+
+
+def _is_to_be_made(log_mel: Path, seconds: int) -> bool:
+    try:
+        whole_log_mel(log_mel, seconds)
+    except ForeignContentError:
+        return False
+    except DataError as error:
+        # what cannot be opened may be whole
+        return not isinstance(error.__cause__, OSError) or not log_mel.exists()
+    return False
 
 
 def _unless_unusable(read: Callable[[Path, int], Content], path: Path, seconds: int) -> Content | None:

@@ -25,11 +25,19 @@ _ZIP = b"PK\x03\x04"
 _LEGACY = pickle.dumps(torch.serialization.MAGIC_NUMBER, protocol=2)[:-1]
 
 
+class ForeignContentError(DataError):
+    """A file that is whole, but holds something else than a log-mel of AVSBench's."""
+
+
+class _UnknownNameError(pickle.UnpicklingError):
+    """A pickle that asks for what no tensor is made of."""
+
+
 def read_log_mel(path: Path) -> Tensor:
     """Log-mel examples (n, 1, 96, 64) float32, n >= 1, from a `pickle.dump` or `torch.save` of a tensor.
 
-    Raises DataError for a file that is damaged, holds anything else, or asks for anything but tensors; nothing that it
-    asks for is run.
+    Raises DataError for a file that is damaged, and ForeignContentError for one that holds anything else or asks for
+    anything but tensors; nothing that it asks for is run.
     """
     try:
         data = path.read_bytes()
@@ -39,13 +47,18 @@ def read_log_mel(path: Path) -> Tensor:
         found = _tensors_only(data)
     except Exception as error:  # a damaged pickle can fail in any way, also in torch's
         reason = str(error).split("\n", 1)[0]
-        raise DataError(
+        foreign = isinstance(error, _UnknownNameError) or (
+            data.startswith(_ZIP) and isinstance(error, pickle.UnpicklingError)
+        )
+        raise (ForeignContentError if foreign else DataError)(
             f"{printable(path)}: not a pickled log-mel, or not only one ({type(error).__name__}: {printable(reason)})"
         ) from error
     shape = (1, EXAMPLE_FRAMES, MEL_BANDS)
     if not isinstance(found, Tensor) or not found.is_floating_point() or found.shape[1:] != shape or not len(found):
         what = f"{found.dtype} {tuple(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
-        raise DataError(f"{printable(path)}: holds {what}, must be a float tensor (n, {', '.join(map(str, shape))})")
+        raise ForeignContentError(
+            f"{printable(path)}: holds {what}, must be a float tensor (n, {', '.join(map(str, shape))})"
+        )
     log_mel = found.detach().to(torch.float32).contiguous()
     if not torch.isfinite(log_mel).all():
         raise DataError(f"{printable(path)}: holds values that are not finite. Remove it and make it again")
@@ -88,7 +101,7 @@ class _TensorUnpickler(pickle.Unpickler):
         try:
             return self._known[module, name]
         except KeyError:
-            raise pickle.UnpicklingError(f"it asks for {module}.{name}") from None
+            raise _UnknownNameError(f"it asks for {module}.{name}") from None
 
 
 def _tensor(storage: Any, offset: Any, size: Any, stride: Any) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 import shutil
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
@@ -22,6 +23,7 @@ from avsseg.data.avsbench_files import read_wav
 from avsseg.data.log_mel_files import read_log_mel
 from avsseg.data.synthetic_dataset import SynthSettings, write_dataset
 from avsseg.errors import DataError, OutputError
+from avsseg.media.ffmpeg import find_ffmpeg
 
 
 def run(*arguments: object) -> Any:
@@ -163,7 +165,7 @@ def test_pickles_stand_in_and_are_read(tmp_path: Path, object_set: Callable[...,
     assert rows_of(result.stdout)[1] == ["s4", "val", "1", "1", "5", "5", "0, 1 missing", "1", "none"]
     pickled.write_bytes(b"cos\nsystem\n(S'true'\ntR.")
     val = reports_of(tmp_path, "s4")["val"]
-    assert (val.complete, val.count("log-mels", "damaged"), val.count("wavs", "missing")) == (0, 1, 1)
+    assert (val.complete, val.count("log-mels", "missing"), val.count("wavs", "missing")) == (0, 1, 1)
     assert "and no pickled log-mel stands in for it" in val.problems[0].message
     assert "asks for os.system" in val.problems[1].message
 
@@ -265,6 +267,28 @@ def test_damaged_log_mels_beside_wavs(
     assert fixed.exit_code == 0, fixed.stderr
     assert rows_of(fixed.stdout)[2][7] == "1, 1 made now"
     assert torch.allclose(read_log_mel(pickled), example.log_mel[:5], atol=1e-5)
+    assert pickled.with_name(f"{pickled.name}.replaced").exists()
+
+
+@pytest.mark.parametrize(
+    "content", [torch.zeros(10, 128), np.zeros((5, 1, 96, 64), np.float32)], ids=["shape", "numpy"]
+)
+def test_pickles_of_something_else_are_left_alone(
+    tmp_path: Path, semantic_set: Callable[..., None], content: object
+) -> None:
+    semantic_set(tmp_path)
+    pickled = tmp_path / "v1s/v1s_test/audio.pkl"  # as COMBO adds them
+    pickled.write_bytes(pickle.dumps(content))
+    before = pickled.read_bytes()
+    for more in ((), ("--fix-audio",)):
+        result = run(tmp_path, *more)
+        assert result.exit_code == 0, result.stderr
+        assert rows_of(result.stdout)[2][7] == "0, 1 missing" or rows_of(result.stdout)[2][7] == "none"
+        assert pickled.read_bytes() == before
+    (tmp_path / "v1s/v1s_test/audio.wav").unlink()
+    result = run(tmp_path)
+    assert result.exit_code == 1
+    assert "audio.pkl: " in result.stderr
 
 
 def test_log_mels_that_cannot_be_made_remain(tmp_path: Path, object_set: Callable[..., Path]) -> None:
@@ -335,6 +359,20 @@ def test_raw_videos_are_decoded(
     places["test"].unlink()
     assert run(tmp_path).exit_code == 0
     assert reports_of(tmp_path, "s4")["val"].count("videos", "missing") == 1
+
+
+def test_a_cut_between_key_frames_is_no_damage(tmp_path: Path, object_set: Callable[..., Path]) -> None:
+    data = object_set(tmp_path, "s4", splits=("val",))
+    video = data / "raw_videos/val/dog_barking/clip_val.mp4"
+    video.parent.mkdir(parents=True)
+    whole = tmp_path / "whole.mp4"
+    source = ["-f", "lavfi", "-i", "testsrc2=size=320x240:rate=25:duration=20"]
+    open_gop = ["-c:v", "libx264", "-x264-params", "open-gop=1:keyint=48:bframes=4:b-pyramid=normal"]
+    for arguments in ([*source, *open_gop, whole], ["-i", whole, "-ss", "7.9", "-t", "7", "-c", "copy", video]):
+        subprocess.run([find_ffmpeg().path, "-v", "error", *arguments], check=True, capture_output=True)
+    shown = subprocess.run([find_ffmpeg().path, "-v", "error", "-i", video, "-f", "null", "-"], capture_output=True)
+    assert shown.stderr  # ffmpeg complains all the same
+    assert reports_of(tmp_path, "s4")["val"].count("videos", "whole") == 1
 
 
 @pytest.mark.parametrize("folder", ["Single-source", ""])
