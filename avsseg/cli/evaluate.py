@@ -82,7 +82,7 @@ def evaluate(
 
     from avsseg.evaluation.evaluate import Evaluation, EvaluationSettings
     from avsseg.pipeline.scoring import memory_faults
-    from avsseg.pipeline.segment import resolve_device
+    from avsseg.pipeline.segment import channels_last, resolve_device
     from avsseg.weights.store import load_model
     from avsseg.writers.base import PartialOutput, written_whole
 
@@ -106,6 +106,7 @@ def evaluate(
     if threads:
         torch.set_num_threads(threads)
     loaded = load_model(model, allow_untrained=allow_untrained, device=resolve_device(device))
+    channels_last(loaded.model)
     if Path(model).is_file():  # all runs call theirs best.safetensors
         loaded = replace(loaded, name=_in_its_folder(Path(model)))
     evaluation = Evaluation(loaded, settings)

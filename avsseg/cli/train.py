@@ -7,8 +7,8 @@ import logging
 import os
 import shutil
 import signal
-from collections.abc import Iterator
-from dataclasses import fields
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -24,7 +24,15 @@ from avsseg.training.settings import (
     with_changes,
     write_toml,
 )
-from avsseg.training.stages import BEST, STAGES_NAME, check_scene_settings, scene_stages, stage_to_go_on_with
+from avsseg.training.stages import (
+    BEST,
+    LAST,
+    STAGES_NAME,
+    check_scene_settings,
+    from_what_there_is,
+    scene_stages,
+    stage_to_go_on_with,
+)
 
 if TYPE_CHECKING:
     from avsseg.training.trainer import Progress
@@ -126,7 +134,7 @@ def train(
         int | None,
         typer.Option(
             help="Side of the square input, in pixels. Default: that of --preset paper or --config, else of --from, "
-            "else 128.",
+            "else 128; --preset scenes begins with 128.",
             show_default=False,
             rich_help_panel=_WHAT,
         ),
@@ -236,7 +244,9 @@ def gather(
         return with_changes(settings, flags, where="command line")
     values = read_toml(config) if config else {}
     if preset == "scenes":
-        check_scene_settings({**values, **flags})
+        usual = asdict(training_preset("scenes", "ms3"))
+        # the file of such a run has all settings, most of which say nothing
+        check_scene_settings({**{name: value for name, value in values.items() if value != usual.get(name)}, **flags})
     chosen = str(flags.get("subset", values.get("subset", "ms3")))
     if "epochs" not in {*flags, *values} and flags.get("minutes", values.get("minutes")):
         # where the minutes are, so that what is wrong with them is said of their source
@@ -281,49 +291,73 @@ def _run(out: Path, settings: TrainingSettings, *, resume: bool, staged: bool) -
         if staged:
             best = _run_stages(out, settings, listener, resume=resume)
         else:
-            best = _run_one(out, settings, listener, resume=resume, whole=out)
+            best, _ = _run_one(out, settings, listener, resume=resume, whole=out)
     if leads:
         typer.echo(str(best))
 
 
-def _run_one(out: Path, settings: TrainingSettings, listener: Any, *, resume: bool, whole: Path) -> Path:
-    """The best model of a run, which may be one of several in the folder of the `whole`."""
+def _run_one(
+    out: Path,
+    settings: TrainingSettings,
+    listener: Any,
+    *,
+    resume: bool,
+    whole: Path,
+    ready: Callable[[], object] = lambda: None,
+) -> tuple[Path, bool]:
+    """The best model of a run, which may be one of several in the folder of the `whole`, and whether to stop there.
+
+    `ready` is called when nothing that was given can stop the run any more.
+    """
     from avsseg.training.run import TrainingRun
     from avsseg.training.trainer import Interrupted
 
     run = TrainingRun(out, settings, resume=resume, listener=listener)
+    ready()
     with _stopping(run.trainer.request_stop):
         try:
-            return run.train()
+            return run.train(), run.trainer.stop_requested
         except Interrupted:
             if _leads():
-                kept = next((p for p in (out / BEST, out / "last.safetensors") if p.exists()), out)
-                typer.echo(
-                    f"stopped at step {run.trainer.step}, the model so far is {kept}; go on with: avsseg train "
-                    f"--resume --out {whole}",
-                    err=True,
-                )
+                kept = next((p for p in (out / BEST, out / LAST) if p.exists()), None)
+                model = f", the model so far is {kept}" if kept and settings.stage != "encoders" else ""
+                typer.echo(f"stopped at step {run.trainer.step}{model}; {_go_on(whole)}", err=True)
             raise KeyboardInterrupt from None
 
 
+def _go_on(out: Path) -> str:
+    return f"go on with: avsseg train --resume --out {out}"
+
+
 def _run_stages(out: Path, settings: TrainingSettings, listener: Any, *, resume: bool) -> Path:
-    from avsseg.training.distributed import all_wait
+    from avsseg.training.distributed import all_wait, any_of_all
+    from avsseg.training.run import forget_start
     from avsseg.writers.base import output_errors, written_whole
 
     runs = scene_stages(out, settings, processes=int(os.environ.get("WORLD_SIZE", "1")))
     first = stage_to_go_on_with(out, runs, resume=resume)
     leads = _leads()
-    all_wait()  # none may see what another has begun
-    if leads:
-        with output_errors(out):
-            out.mkdir(parents=True, exist_ok=True)
-        write_toml(out / STAGES_NAME, settings)
-    for number, (folder, stage) in enumerate(runs[first:], start=first + 1):
+
+    def keep_settings() -> None:
         if leads:
-            typer.echo(f"run {number} of {len(runs)}, {stage.minutes:.0f} minutes: {folder}", err=True)
+            with output_errors(out):
+                out.mkdir(parents=True, exist_ok=True)
+            write_toml(out / STAGES_NAME, settings)
+
+    for number, (folder, stage) in enumerate(runs[first:], start=first + 1):
         going = resume and (folder / "last.pt").exists()
-        best = _run_one(folder, stage, listener, resume=going, whole=out)
-        all_wait()  # for the model that the next one starts from
+        all_wait()  # for the model to start from; and none may see what another has begun
+        if leads:
+            typer.echo(f"run {number} of {len(runs)}, {stage.minutes:.3g} minutes: {folder}", err=True)
+            if resume and not going:
+                forget_start(folder)
+        best, stop = _run_one(
+            *(folder, from_what_there_is(stage), listener), resume=going, whole=out, ready=keep_settings
+        )
+        if any_of_all(stop) and number < len(runs):  # too late for the run that has ended by itself
+            if leads:
+                typer.echo(f"stopped after run {number}; {_go_on(out)}", err=True)
+            raise KeyboardInterrupt
     if leads:
         with written_whole(out / BEST) as partial:
             shutil.copyfile(best, partial)
@@ -367,6 +401,8 @@ def _reporter(leads: bool) -> Iterator[Any]:
 
         def listen(progress: Progress) -> None:
             text = describe(progress)
+            if bar.tasks[0].finished and progress.done < 1:  # another run begins
+                bar.reset(task)
             bar.update(task, completed=progress.done, description=text, step=progress.step)
             if not console.is_terminal and progress.step % 20 == 0:
                 typer.echo(f"step {progress.step} ({100 * progress.done:.0f} %): {text}", err=True)

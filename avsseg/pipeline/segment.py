@@ -166,7 +166,7 @@ def load_for(options: ModelOptions) -> LoadedModel:
 
 
 def channels_last(model: torch.nn.Module) -> None:
-    """Lays the kernels of convolutions as tensor cores and oneDNN read them, so that their results lie like that too."""
+    """Lays kernels of convolutions as tensor cores and oneDNN read them, so that their results lie like that too."""
     if next(model.parameters()).device.type != "mps":
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 

@@ -27,6 +27,15 @@ def process_group(**arguments: Any) -> Iterator[None]:
         torch.distributed.destroy_process_group()
 
 
+def any_of_all(flag: bool) -> bool:
+    """Whether it is set in any of the processes."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return flag
+    found = torch.tensor(float(flag))
+    torch.distributed.all_reduce(found, torch.distributed.ReduceOp.MAX)
+    return bool(found)
+
+
 def all_wait() -> None:
     """Until all processes are here, where there are several."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():

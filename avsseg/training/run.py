@@ -178,6 +178,13 @@ def _check_folder(folder: Path, *, resume: bool, leads: bool) -> None:
     raise UsageError(f"{shown}: holds {held[0]}, but no run to go on with (no last.pt). Choose another --out")
 
 
+def forget_start(folder: Path) -> None:
+    """Removes what a run leaves that was killed before its first checkpoint. Raises OutputError."""
+    with output_errors(folder):
+        for name in (*STARTED, *LOGS):
+            (folder / name).unlink(missing_ok=True)
+
+
 def _same_model(folder: Path) -> AvsMamba:
     """The architecture of a run that goes on; its weights come from `last.pt`. Raises DataError."""
     path = folder / MODEL_NAME
@@ -237,7 +244,7 @@ class TrainingRun:
             list_sounds=by_class,
         )
         if by_class and not self.clips.sound_classes:
-            asker = "stage=encoders" if encoders else "class_weight"
+            asker = "stage=encoders, with which --preset scenes begins," if encoders else "class_weight"
             raise UsageError(
                 f"{printable(root)}: {asker} needs to know what sounds in which clip, and nothing says so (the "
                 "datasets of `avsseg data synth` and `compose` do, in clips.json). Leave it out"

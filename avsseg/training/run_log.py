@@ -20,8 +20,9 @@ class RunLog:
 
     def __init__(self, folder: Path, *, tensorboard: bool = False) -> None:
         self.folder = folder
-        with output_errors(folder):
-            self._board = _summary_writer(folder, 0) if tensorboard else None
+        self._first = 0
+        self._board: Any = None
+        self._has_board = tensorboard
 
     def add(self, name: Literal["train", "val"], step: int, seconds: float, values: Mapping[str, float]) -> None:
         """One line of what was measured up to a step, so many seconds after the start of the run."""
@@ -34,6 +35,10 @@ class RunLog:
                     writer.writerow(["step", "minutes", *values])
                 numbers = [f"{value:.5f}" for value in values.values()]
                 writer.writerow([step, f"{seconds / 60:.2f}", *numbers])
+        if self._has_board and self._board is None:  # now that the step is known from which on earlier events go
+            with output_errors(self.folder):
+                self._board = _summary_writer(self.folder, self._first)
+            self._has_board = self._board is not None
         if self._board is not None:
             with output_errors(self.folder / "tensorboard"):
                 for key, value in values.items():
@@ -44,9 +49,7 @@ class RunLog:
         """Drops lines beyond these steps, which come again, and those that a full disk cut short."""
         for name, step in zip(LOGS, (trained, validated), strict=True):
             _forget_after(self.folder / name, step)
-        if self._board is not None:
-            self._board.close()
-            self._board = _summary_writer(self.folder, max(trained, validated) + 1)
+        self._first = max(trained, validated) + 1
 
 
 def _forget_after(log: Path, step: int) -> None:
@@ -66,4 +69,4 @@ def _summary_writer(folder: Path, first: int) -> Any:
     except ImportError:
         logger.warning('no TensorBoard log: `pip install "avsseg[train]"` to have one')
         return None
-    return SummaryWriter(str(folder / "tensorboard"), purge_step=first or None)
+    return SummaryWriter(str(folder / "tensorboard"), purge_step=first)

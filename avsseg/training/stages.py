@@ -7,6 +7,7 @@ RUN/best.safetensors     the best model of the last one
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,11 +17,13 @@ from avsseg.errors import UsageError, printable
 from avsseg.training.settings import DEFAULT_SIZE, SCENES_COMMON, TrainingSettings
 
 STAGES_NAME = "stages.toml"
-BEST = "best.safetensors"
+BEST, LAST = "best.safetensors", "last.safetensors"
+# what no folder may hold in which the runs begin
+_OF_A_RUN = (BEST, LAST, "best.pt", "last.pt", "settings.toml")
 # what each of the runs has its own of; other settings are for all of them
 OWN = (
-    *("stage", "batch", "epochs", "learning_rate", "schedule", "frozen_audio", "layer_weight", "validate_minutes"),
-    "mute",
+    *("stage", "batch", "accumulate", "epochs", "learning_rate", "schedule", "freeze_epochs", "frozen_audio"),
+    *("layer_weight", "validate_minutes", "mute"),
 )
 
 
@@ -103,9 +106,22 @@ def scene_stages(folder: Path, settings: TrainingSettings, *, processes: int = 1
 
 
 def stage_to_go_on_with(folder: Path, runs: list[Run], *, resume: bool) -> int:
-    """The number of the run that comes next: the last that began, or the first. Raises UsageError."""
+    """The number of the run that comes next: the last that began, or the first. Raises UsageError.
+
+    A folder in which the runs begin must not hold anything of another run.
+    """
     began = [number for number, (of_run, _) in enumerate(runs) if (of_run / "last.pt").exists()]
-    if not resume and (began or (folder / "last.pt").exists()):
-        shown = printable(folder)
-        raise UsageError(f"{shown}: holds a run already. Go on with --resume, or choose another --out")
+    held = [name for name in _OF_A_RUN if os.path.lexists(folder / name)]
+    if not resume and (began or held):
+        what = "a run" if began or "last.pt" in held else held[0]
+        raise UsageError(f"{printable(folder)}: holds {what} already. Go on with --resume, or choose another --out")
     return began[-1] if began else 0
+
+
+def from_what_there_is(settings: TrainingSettings) -> TrainingSettings:
+    """Starts from the last model of the run before where that had nothing to choose the best by."""
+    best = Path(settings.start_from)
+    last = best.parent / LAST
+    if best.name == BEST and not best.exists() and last.exists():
+        return replace(settings, start_from=str(last))
+    return settings

@@ -165,6 +165,11 @@ class Trainer:
         """Ends the run after the step in work, its state saved; from a signal handler, say. `train` then raises."""
         self._stop = True
 
+    @property
+    def stop_requested(self) -> bool:
+        """Whether `request_stop` was called, maybe too late for this run."""
+        return self._stop
+
     def restore(self) -> bool:
         """Goes on from `last.pt` if there is one; whether there was. Raises AvssegError if it is of another model.
 

@@ -15,7 +15,7 @@ import pytest
 from typer.testing import CliRunner
 
 from avsseg.cli import app
-from avsseg.cli.train import gather
+from avsseg.cli.train import _run_stages, gather
 from avsseg.data.synthetic_dataset import SynthSettings, write_dataset
 from avsseg.errors import UsageError
 from avsseg.model.config import ABLATIONS, BACKBONE_ALIASES, PRESETS, VISUAL_BACKBONES
@@ -245,6 +245,41 @@ def test_four_runs_make_one_model_and_go_on_where_they_stopped(scenes: Path, tmp
     assert load_model(out / "best.safetensors").trained
 
 
+def test_the_file_of_four_runs_repeats_them(tmp_path: Path) -> None:
+    first = gather(tmp_path, "scenes", {"data": "d", "size": 96, "minutes": 30.0}, None, resume=False)
+    write_toml(tmp_path / "stages.toml", first)
+    assert gather(tmp_path / "new", "scenes", {}, tmp_path / "stages.toml", resume=False) == first
+    with pytest.raises(UsageError, match="its own batch in each"):
+        gather(tmp_path / "new", "scenes", {"batch": 2}, tmp_path / "stages.toml", resume=False)
+
+
+def test_a_stop_too_late_for_one_of_four_runs_keeps_the_next_from_beginning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    begun: list[str] = []
+
+    def run_one(folder: Path, *_: object, **named: object) -> tuple[Path, bool]:
+        begun.append(folder.name)
+        return folder / "best.safetensors", folder.name == "2-plain"
+
+    monkeypatch.setattr("avsseg.cli.train._run_one", run_one)
+    with pytest.raises(KeyboardInterrupt):
+        _run_stages(tmp_path, training_preset("scenes", "ms3"), None, resume=False)
+    assert begun == ["1-encoders", "2-plain"]
+    stopped = capsys.readouterr().err.splitlines()[-1]
+    assert stopped == f"stopped after run 2; go on with: avsseg train --resume --out {tmp_path}"
+
+
+def test_four_runs_that_cannot_begin_leave_nothing(scenes: Path, tmp_path: Path) -> None:
+    shutil.copytree(scenes, tmp_path / "unlisted", ignore=shutil.ignore_patterns("clips.json"))
+    out = tmp_path / "run"
+    for data, message in ((tmp_path / "none", "ms3_meta_data.csv: missing"), (tmp_path / "unlisted", "--preset scenes begins")):
+        refused = avsseg(*arguments(data, out, "--preset", "scenes"))
+        assert refused.returncode in (1, 2)
+        assert message in refused.stderr.splitlines()[-1]
+        assert not (out / "stages.toml").exists()
+
+
 def test_evaluate_prints_a_table_and_writes_everything(scenes: Path, tmp_path: Path, untrained_file: Path) -> None:
     common = ["evaluate", "--data", str(scenes), "--model", str(untrained_file), "--allow-untrained", "--workers", "0"]
     out, report = tmp_path / "result.json", tmp_path / "report"
@@ -261,7 +296,7 @@ def test_evaluate_prints_a_table_and_writes_everything(scenes: Path, tmp_path: P
 
 def test_evaluate_refuses_what_is_not_there(scenes: Path, tmp_path: Path) -> None:
     for more, message in (
-        (["--data", str(tmp_path)], "ms3_meta_data.csv: missing"),
+        (["--data", str(tmp_path)], "holds no AVSBench subset"),
         (["--data", str(scenes), "--subset", "s5"], "--subset s5"),
         (["--data", str(scenes), "--split", "all"], "--split all"),
         (["--data", str(scenes), "--negative", "echo"], "echo"),

@@ -69,6 +69,14 @@ def test_tensorboard_does_not_show_the_steps_that_come_again(tmp_path: Path) -> 
     assert [event.step for event in events.Scalars("val/score")] == [20]
 
 
+def test_tensorboard_forgets_a_run_that_begins_anew(tmp_path: Path) -> None:
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    for loss in (1.0, 2.0):
+        RunLog(tmp_path, tensorboard=True).add("train", 20, 0.0, {"loss": loss})
+    events = accumulator.EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert [(event.step, event.value) for event in events.Scalars("train/loss")] == [(20, 2.0)]
+
+
 def test_a_log_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "train.csv").mkdir()
     with pytest.raises(OutputError, match=r"train\.csv: cannot be written: Is a directory"):

@@ -9,7 +9,7 @@ import pytest
 
 from avsseg.errors import UsageError
 from avsseg.training.settings import TrainingSettings, training_preset, with_changes
-from avsseg.training.stages import check_scene_settings, scene_stages, stage_to_go_on_with
+from avsseg.training.stages import check_scene_settings, from_what_there_is, scene_stages, stage_to_go_on_with
 
 OUT = Path("out")
 
@@ -97,7 +97,19 @@ def test_where_it_goes_on(tmp_path: Path) -> None:
         stage_to_go_on_with(tmp_path, runs, resume=False)
 
 
-def test_a_folder_with_a_run_of_another_kind_is_left_alone(tmp_path: Path) -> None:
-    (tmp_path / "last.pt").touch()
-    with pytest.raises(UsageError, match="holds a run already"):
+@pytest.mark.parametrize("name", ["last.pt", "best.safetensors", "settings.toml"])
+def test_a_folder_with_a_run_of_another_kind_is_left_alone(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).touch()
+    with pytest.raises(UsageError, match="already"):
         stage_to_go_on_with(tmp_path, scene_stages(tmp_path, scenes()), resume=False)
+
+
+def test_without_a_best_model_the_last_one_is_gone_on_from(tmp_path: Path) -> None:
+    runs = scene_stages(tmp_path, scenes(start_from="avs-mamba-tiny"))
+    first, second = runs[0][1], runs[1][1]
+    assert from_what_there_is(first) == first
+    (tmp_path / "1-encoders").mkdir()
+    (tmp_path / "1-encoders" / "last.safetensors").touch()
+    assert from_what_there_is(second).start_from == str(tmp_path / "1-encoders" / "last.safetensors")
+    (tmp_path / "1-encoders" / "best.safetensors").touch()
+    assert from_what_there_is(second) == second
