@@ -273,8 +273,9 @@ def test_a_stop_too_late_for_one_of_four_runs_keeps_the_next_from_beginning(
 def test_four_runs_that_cannot_begin_leave_nothing(scenes: Path, tmp_path: Path) -> None:
     shutil.copytree(scenes, tmp_path / "unlisted", ignore=shutil.ignore_patterns("clips.json"))
     out = tmp_path / "run"
-    for data, message in ((tmp_path / "none", "ms3_meta_data.csv: missing"), (tmp_path / "unlisted", "--preset scenes begins")):
-        refused = avsseg(*arguments(data, out, "--preset", "scenes"))
+    reasons = {"none": "ms3_meta_data.csv: missing", "unlisted": "--preset scenes begins"}
+    for name, message in reasons.items():
+        refused = avsseg(*arguments(tmp_path / name, out, "--preset", "scenes"))
         assert refused.returncode in (1, 2)
         assert message in refused.stderr.splitlines()[-1]
         assert not (out / "stages.toml").exists()

@@ -14,6 +14,7 @@ from avsseg.media.probe import probe
 from avsseg.media.windows import ClipWindow, clip_windows
 from avsseg.model.avs_mamba import AvsMamba
 from avsseg.model.config import preset
+from avsseg.ops.selective_scan import automatic_backend
 from avsseg.pipeline.options import ModelOptions, SegmentOptions
 from avsseg.pipeline.scoring import ScoredWindow, class_probabilities
 from avsseg.pipeline.segment import (
@@ -161,6 +162,17 @@ def test_only_masks_that_may_change_are_held() -> None:
     assert produced == [0, 1]
 
 
+def test_kernels_of_convolutions_lie_channels_last(clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded = [load_for(ModelOptions(device="cpu"))]
+    monkeypatch.setattr("avsseg.pipeline.segment.MaskTrack", lambda info, model, options, place: loaded.append(model))
+    segment(clip, device="cpu")
+    assert len(loaded) == 2
+    for model in loaded:
+        kernels = [m.weight for m in model.model.modules() if isinstance(m, torch.nn.Conv2d)]
+        assert any(not kernel.is_contiguous() for kernel in kernels)
+        assert all(kernel.is_contiguous(memory_format=torch.channels_last) for kernel in kernels)
+
+
 def test_bf16_is_close_to_fp32(clip: Path, untrained: LoadedModel) -> None:
     fast = list(segment(clip, model=untrained, options=SegmentOptions(size=64, precision="bf16")))
     exact = list(segment(clip, model=untrained, options=SegmentOptions(size=64, precision="fp32")))
@@ -188,6 +200,34 @@ def test_devices_that_are_not_there_are_named() -> None:
         resolve_device("cuda:99")
     with pytest.raises(UsageError, match="'gpu' is unknown"):
         resolve_device("gpu")
+
+
+@pytest.mark.parametrize(
+    ("cuda", "mps", "best"), [(True, True, "cuda"), (True, False, "cuda"), (False, True, "mps"), (False, False, "cpu")]
+)
+def test_auto_is_the_best_device_that_is_there(
+    cuda: bool, mps: bool, best: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: int(cuda))
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
+    assert resolve_device("auto") == torch.device(best)
+
+
+def test_mps_is_taken_where_it_is_there_and_refused_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    assert resolve_device("mps") == torch.device("mps")
+    assert resolve_precision("auto", torch.device("mps")) == "fp32"
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    with pytest.raises(EnvironmentFault, match=r"mps is not there: .* Apple silicon\. Use --device cpu"):
+        resolve_device("mps")
+
+
+def test_the_kernels_for_processors_are_refused_on_mps(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    with pytest.raises(UsageError, match=r"scan back end cpp does not run on mps\. Use --device cpu or"):
+        load_for(ModelOptions(scan_backend="cpp", device="mps", allow_untrained=True))
+    assert automatic_backend(torch.device("mps")) == "torch"
 
 
 @pytest.mark.parametrize(
