@@ -99,9 +99,9 @@ def section(name: str, text: str, function: Callable[..., Any] | None, examples:
 
 def options(function: Callable[..., Any]) -> Iterator[str]:
     """A row for each option and argument of a command or group."""
-    hints = typing.get_type_hints(function, include_extras=True)
-    for parameter in inspect.signature(function).parameters.values():
-        annotation, *extras = typing.get_args(hints[parameter.name])
+    # not typing.get_type_hints: on Python 3.10 it makes Optional of whatever is None by default
+    for parameter in inspect.signature(function, eval_str=True).parameters.values():
+        annotation, *extras = typing.get_args(parameter.annotation)
         info = next(extra for extra in extras if isinstance(extra, (OptionInfo, ArgumentInfo)))
         if not info.hidden:
             yield row(parameter.name, annotation, info, parameter.default)

@@ -80,6 +80,7 @@ def test_bytes_that_are_missing_or_changed_within(path: Path) -> None:
         (NEW[:500], CUT),
         (OLD[:500], UNREAD),
     ],
+    ids=["page", "json", "pointer", "brace", "cut zip", "cut pickle"],
 )
 def test_what_is_no_file_of_weights(path: Path, body: bytes, message: str) -> None:
     path.write_bytes(body)
