@@ -15,11 +15,9 @@ from typing import Any
 
 from avsseg.data.avss_classes import CLASS_NAMES, avss_palette
 from avsseg.evaluation.evaluate import Evaluation
-from avsseg.evaluation.strips import PREDICTION_COLOUR, TRUTH_COLOUR, draw_strip, tinted
+from avsseg.evaluation.strips import PREDICTION_COLOUR, TRUTH_COLOUR, draw_strip
 from avsseg.evaluation.tables import Table, conditions, heading, tables
 from avsseg.writers.base import output_errors, written_whole
-
-__all__ = ["PREDICTION_COLOUR", "TRUTH_COLOUR", "choose_clips", "tinted", "write_report"]
 
 _STYLE = """
 body{font:15px/1.5 system-ui,sans-serif;margin:2rem auto;max-width:1080px;padding:0 1rem;color:#1c2430;background:#fff}

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from avsseg.evaluation.report import PREDICTION_COLOUR, TRUTH_COLOUR, tinted
+from avsseg.evaluation.strips import PREDICTION_COLOUR, TRUTH_COLOUR, tinted
 from avsseg.media.audio import read_audio
 from avsseg.media.probe import VideoInfo
 
