@@ -173,6 +173,11 @@ class StrictObjectMetrics:
         self._intersection += int(scores.intersection.sum())
         self._union += int(scores.union.sum())
 
+    def merge(self, other: StrictObjectMetrics) -> None:
+        """Adds the frames that another one has."""
+        for name in ("_iou", "_f_curve", "_intersection", "_union", "_seen", "_empty", "_false_area"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+
     def result(self) -> dict[str, float]:
         """Scores 0..1, NaN where no frame could count for them.
 

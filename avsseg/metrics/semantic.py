@@ -92,6 +92,11 @@ class SemanticMetrics:
         self._frames_per_class += (union > 0).sum(0)
         self._frames += len(counts)
 
+    def merge(self, other: SemanticMetrics) -> None:
+        """Adds the frames that another one of as many classes has."""
+        for name in ("_iou", "_f", "_intersection", "_union", "_frames_per_class", "_frames"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+
     def result(self) -> SemanticResult:
         """M_J, M_F: over all classes, one that never occurs counts 0; ..._without_background: class 0 dropped;
         ..._of_occurring: classes that never occur dropped.

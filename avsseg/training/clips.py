@@ -16,11 +16,12 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from avsseg.data.avsbench import AvsBenchClips, ClipExample
 from avsseg.data.soundtracks import heard_and_wrong, side_by_side
-from avsseg.errors import AvssegError
+from avsseg.errors import AvssegError, printable
 from avsseg.media.audio import SILENT_LOG_MEL
 from avsseg.metrics.object import StrictObjectMetrics, frame_scores
 from avsseg.metrics.semantic import SemanticMetrics
 from avsseg.model.avs_mamba import COARSEST_STRIDE, AvsMamba, Stages, normalise
+from avsseg.training.distributed import from_all, rank_and_world
 from avsseg.training.losses import UNKNOWN, mask_loss, semantic_loss
 from avsseg.training.objectives import ModelObjective, hearing_loss, iou_and_silent_area
 from avsseg.training.trainer import Validation
@@ -227,7 +228,7 @@ class ClipObjective(ModelObjective):
         share = _share_of_all(annotated.sum())
         if layer_logits[-1].shape[2] > 1:
             loss = semantic_loss(layer_logits, masks, annotated, binary=self.binary, **self.weights)
-            return loss * share, {}
+            return loss * share, {"M_J": _class_iou(layer_logits[-1].detach(), masks, annotated)}
         loss = mask_loss(layer_logits, masks, annotated, **self.weights)
         iou, _ = iou_and_silent_area(layer_logits[-1], masks > 0)
         logged = {"M_J": float(iou[annotated.flatten()].nanmean())}
@@ -252,6 +253,13 @@ class ClipObjective(ModelObjective):
         pixels = F.cross_entropy(logits, labels, ignore_index=UNKNOWN, reduction="sum")
         seeing = pixels / (labels != UNKNOWN).sum().clamp(min=1)
         return seeing + hearing, {"seen": float(seeing.detach()), "heard": float(hearing.detach())}
+
+
+def _class_iou(logits: Tensor, labels: Tensor, annotated: Tensor) -> float:
+    """Mean over the classes that occur of logits (B, T, C, H, W) and labels (B, T, H, W), as in a batch's frames."""
+    metrics = SemanticMetrics(logits.shape[2])
+    metrics.update(logits[annotated].argmax(1), labels[annotated].long())
+    return metrics.result()["M_J_of_occurring"]
 
 
 def crop_side(side: int) -> int:
@@ -299,16 +307,18 @@ def _share_of_all(annotated: Tensor) -> Tensor:
 
 
 def validation(clips: AvsBenchClips, *, mute: bool = False) -> Validation:
-    """Strict M_J and M_F of the val split (frame-wise class means for AVSS); `score`, which picks the best, is M_J."""
+    """Strict M_J and M_F of the val split (frame-wise class means for AVSS); `score`, which picks the best, is M_J.
+
+    The processes of a run share the clips.
+    """
+    objects = clips.num_classes == 1
+    rank, world = rank_and_world()
 
     @torch.no_grad()
-    def validate(objective: nn.Module) -> dict[str, float]:
-        assert isinstance(objective, ClipObjective)
-        model = objective.model
+    def own_share(model: AvsMamba) -> tuple[StrictObjectMetrics, SemanticMetrics]:
         device = next(model.parameters()).device
-        objects = clips.num_classes == 1
         strict, semantic = StrictObjectMetrics(), SemanticMetrics(max(2, clips.num_classes))
-        for index in range(len(clips)):
+        for index in range(len(clips))[rank::world]:
             example = clips[index]
             log_mel = torch.full_like(example.log_mel, SILENT_LOG_MEL) if mute else example.log_mel
             logits = model(normalise(example.frames)[None].to(device), log_mel[None].to(device))[0].float().cpu()
@@ -319,6 +329,15 @@ def validation(clips: AvsBenchClips, *, mute: bool = False) -> Validation:
                 strict.update(frame_scores(logits.squeeze(1).sigmoid(), truth > 0))
             else:
                 semantic.update(logits.argmax(1), truth.long())
+        return strict, semantic
+
+    def validate(objective: nn.Module) -> dict[str, float]:
+        assert isinstance(objective, ClipObjective)
+        model = objective.model
+        (strict, semantic), *others = from_all(lambda: own_share(model), printable(clips.root))
+        for strict_of_other, semantic_of_other in others:
+            strict.merge(strict_of_other)
+            semantic.merge(semantic_of_other)
         result = dict(strict.result() if objects else semantic.result())
         kept = {name: float(v) for name, v in result.items() if isinstance(v, (int, float))}
         return {**kept, "score": kept["M_J"]}

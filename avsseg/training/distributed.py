@@ -1,13 +1,22 @@
-"""Training in several processes: a process group that ends in order."""
+"""Training in several processes: a process group that ends in order, and work that fails in all of them or in none."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
+import torch
 import torch.distributed
+
+from avsseg.errors import AvssegError
+
+Done = TypeVar("Done")
+
+
+class OtherProcessError(AvssegError):
+    """Another process of the run failed, which tells why."""
 
 
 @contextlib.contextmanager
@@ -18,7 +27,7 @@ def process_group(**arguments: Any) -> Iterator[None]:
     validates or saves; without the destruction gloo's threads would outlive the interpreter and abort the process
     (pytorch/pytorch#179291).
     """
-    # the others wait while the first validates, which may take hours
+    # the others wait while the first saves and draws, and while the slowest validates, which may take hours
     torch.distributed.init_process_group("gloo", **{"timeout": timedelta(days=1), **arguments})
     try:
         yield
@@ -27,9 +36,16 @@ def process_group(**arguments: Any) -> Iterator[None]:
         torch.distributed.destroy_process_group()
 
 
+def rank_and_world() -> tuple[int, int]:
+    """The number of this process and how many there are; 0 and 1 outside a process group."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return torch.distributed.get_rank(), torch.distributed.get_world_size()
+    return 0, 1
+
+
 def any_of_all(flag: bool) -> bool:
     """Whether it is set in any of the processes."""
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+    if rank_and_world()[1] == 1:
         return flag
     found = torch.tensor(float(flag))
     torch.distributed.all_reduce(found, torch.distributed.ReduceOp.MAX)
@@ -38,5 +54,31 @@ def any_of_all(flag: bool) -> bool:
 
 def all_wait() -> None:
     """Until all processes are here, where there are several."""
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
+    if rank_and_world()[1] > 1:
         torch.distributed.barrier()
+
+
+def together(work: Callable[[], Done], where: str) -> Done:
+    """What `work` returns; if it raises AvssegError in one process, all raise: the others OtherProcessError."""
+    error: AvssegError | None = None
+    try:
+        done = work()
+    except AvssegError as caught:
+        error = caught
+    failed = any_of_all(error is not None)
+    if error is not None:
+        raise error
+    if failed:
+        raise OtherProcessError(f"{where}: another process of the run failed and tells why")
+    return done
+
+
+def from_all(work: Callable[[], Done], where: str) -> list[Done]:
+    """What `work` returns in every process, by rank; fails as `together` does. It must be picklable."""
+    done = together(work, where)
+    world = rank_and_world()[1]
+    if world == 1:
+        return [done]
+    parts: list[Any] = [None] * world
+    torch.distributed.all_gather_object(parts, done)
+    return parts

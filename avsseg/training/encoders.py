@@ -21,6 +21,7 @@ from avsseg.data.avsbench import AvsBenchClips
 from avsseg.errors import DataError, printable
 from avsseg.model.avs_mamba import AvsMamba, normalise
 from avsseg.training.clips import ClipBatch, ClipOrder, batch_tensor, collate, crop_side
+from avsseg.training.distributed import from_all, rank_and_world
 from avsseg.training.losses import UNKNOWN, bce_loss, dice_loss
 from avsseg.training.objectives import ModelObjective, hearing_loss
 from avsseg.training.trainer import Validation
@@ -193,15 +194,25 @@ def sounding_crops(frames: Tensor, marked: Tensor, side: int, change: Change) ->
 
 
 def encoder_validation(clips: AvsBenchClips) -> Validation:
-    """Of the val split, the shares of crops and of seconds whose classes are told; `score` is their mean."""
-    sounding = sounding_frames(clips)
+    """Of the val split, the shares of crops and of seconds whose classes are told; `score` is their mean.
+
+    The processes of a run share crops and clips.
+    """
+    rank, world = rank_and_world()
+    sounding = SoundingFrames(*(field[rank::world] for field in sounding_frames(clips)))
+    nothing = torch.zeros(0, dtype=torch.bool)
+
+    def own_share(objective: EncoderObjective) -> tuple[Tensor, Tensor]:
+        parts = [SoundingFrames(*part) for part in zip(*(field.split(CROPS) for field in sounding), strict=True)]
+        seen = [objective.right_seen(part._asdict()).cpu() for part in parts if len(part.classes)]
+        heard = [objective.right_heard(collate([clips[index]])).cpu() for index in range(len(clips))[rank::world]]
+        return torch.cat([*seen, nothing]), torch.cat([*heard, nothing])
 
     def validate(objective: nn.Module) -> dict[str, float]:
         assert isinstance(objective, EncoderObjective)
-        parts = [SoundingFrames(*part) for part in zip(*(field.split(CROPS) for field in sounding), strict=True)]
-        seen = torch.cat([objective.right_seen(part._asdict()) for part in parts])
-        heard = torch.cat([objective.right_heard(collate([clips[index]])) for index in range(len(clips))])
-        shares = [float(part.float().mean()) if len(part) else 0.0 for part in (seen, heard)]
+        parts = from_all(lambda: own_share(objective), printable(clips.root))
+        told = [torch.cat(of_all) for of_all in zip(*parts, strict=True)]
+        shares = [float(part.float().mean()) if len(part) else 0.0 for part in told]
         return {"seen": shares[0], "heard": shares[1], "score": sum(shares) / 2}
 
     return validate

@@ -20,7 +20,6 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
-import torch.distributed
 
 from avsseg.data.augment import Augmentation
 from avsseg.data.avsbench import AvsBenchClips
@@ -33,6 +32,7 @@ from avsseg.pipeline.segment import resolve_device
 from avsseg.training.checkpoints import load_checkpoint
 from avsseg.training.clips import ClipObjective, ClipOrder, clip_batches, second_batches, validation
 from avsseg.training.curves import draw_curves
+from avsseg.training.distributed import all_wait, rank_and_world
 from avsseg.training.encoders import EncoderObjective, encoder_batches, encoder_validation, sounding_frames
 from avsseg.training.objectives import ModelObjective
 from avsseg.training.run_log import LOGS
@@ -207,7 +207,7 @@ class TrainingRun:
     ) -> None:
         self.folder = folder
         self.settings = settings = with_size(settings)
-        self.rank, self.world = _rank_and_world()
+        self.rank, self.world = rank_and_world()
         with output_errors(folder):
             _check_folder(folder, resume=resume, leads=self.rank == 0)
         if settings.threads:
@@ -359,8 +359,8 @@ class TrainingRun:
         try:
             return self._leave_alone()
         finally:
-            if together and self.world > 1:
-                torch.distributed.barrier()
+            if together:
+                all_wait()
 
     def _leave_alone(self) -> Path:
         best = self.folder / "best.safetensors"
@@ -398,12 +398,6 @@ def export(
         f"best_val_{'M_J' if masks else 'score'}": best if math.isfinite(best) else None,
     }
     save_model(target, model.eval(), categories=categories, heard=heard, training=provenance, trained=masks)
-
-
-def _rank_and_world() -> tuple[int, int]:
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        return torch.distributed.get_rank(), torch.distributed.get_world_size()
-    return 0, 1
 
 
 def own_device(name: str) -> torch.device:

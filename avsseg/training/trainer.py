@@ -1,7 +1,8 @@
 """The training loop: AdamW, warm-up, cosine or constant rate, clipping, EMA, checkpoints, CSV and TensorBoard logs.
 
 It knows no dataset and no loss: an objective is a module that takes a batch and returns its loss and what to log.
-Under `torchrun` every process takes its own batches and the gradients are averaged; rank 0 logs, validates and saves.
+Under `torchrun` every process takes its own batches and the gradients are averaged; all validate, and rank 0 logs and
+saves.
 Chance (dropped paths) is seeded by the step, so a run that goes on from a checkpoint equals one that never stopped.
 """
 
@@ -16,7 +17,7 @@ import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import torch
 import torch.distributed
@@ -24,14 +25,15 @@ from torch import Tensor, nn
 
 from avsseg.errors import AvssegError, printable
 from avsseg.training.checkpoints import load_checkpoint, save_checkpoint
+from avsseg.training.distributed import Done, rank_and_world, together
 from avsseg.training.run_log import RunLog
 from avsseg.writers.base import output_errors
 
 logger = logging.getLogger(__name__)
 
+# called in every process of a run: what it returns in the first is what counts
 Validation = Callable[[nn.Module], Mapping[str, float]]
 Precision = Literal["fp32", "bf16", "fp16"]
-Done = TypeVar("Done")
 # log-decays and skips of a scan must not be pulled towards 0: there a state never forgets; Vim's recipe spares its
 # embeddings too
 NO_DECAY = ("A_logs", "Ds", "dt_projs_bias", "A_log", "A_b_log", "pos_embed", "cls_token")
@@ -43,10 +45,6 @@ class Interrupted(Exception):  # noqa: N818 (not an error: the run was asked to 
 
 class NonFiniteError(AvssegError):
     """A loss or a gradient that is no longer a number."""
-
-
-class OtherProcessError(AvssegError):
-    """Another process of the run failed, which tells why."""
 
 
 @dataclass(frozen=True)
@@ -144,8 +142,9 @@ class Trainer:
         self.step = 0
         self.elapsed_s = 0.0
         self.best_score = -math.inf
-        self.distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
-        self.leads = not self.distributed or torch.distributed.get_rank() == 0
+        self.rank, world = rank_and_world()
+        self.distributed = world > 1
+        self.leads = self.rank == 0
         self.listener = listener
         self.failed_together = False  # what `train` raised, it raised in all processes
         self._stop = False
@@ -229,7 +228,7 @@ class Trainer:
         self.objective.train()
         clock = time.monotonic()
         source = iter(batches)
-        if validate and self.leads and self._validated_at[0] < self.step and (self._due() or self.progress >= 1):
+        if validate and self._validated_at[0] < self.step and (self._due() or self.progress >= 1):
             self._validate(validate)  # a stop kept it from being done: later ones are to come when they would have
         while self.progress < until:
             group, waited = self._together(lambda: self._next_batches(source))
@@ -252,12 +251,12 @@ class Trainer:
                 if self.listener:
                     self.listener(self._report(values))
                     stop = stop or (self._stop and not self.distributed)
-                if validate and not stop and (finished or self._due()):
-                    self._validate(validate)
-                    saved = self.elapsed_s
-                elif finished or stop or self.elapsed_s - saved > settings.checkpoint_minutes * 60:
-                    saved = self.elapsed_s
-                    self.save("last.pt")
+            if validate and not stop and (finished or self._due()):
+                self._validate(validate)
+                saved = self.elapsed_s
+            elif self.leads and (finished or stop or self.elapsed_s - saved > settings.checkpoint_minutes * 60):
+                saved = self.elapsed_s
+                self.save("last.pt")
             if stop and not finished:
                 raise Interrupted
 
@@ -304,26 +303,15 @@ class Trainer:
 
     def _together(self, work: Callable[[], Done]) -> Done:
         """What `work` returns; if it raises AvssegError in one process, all of them raise."""
-        if not self.distributed:
-            return work()
-        error: AvssegError | None = None
         try:
-            done = work()
-        except AvssegError as caught:
-            error = caught
-        failed = torch.tensor(float(error is not None))
-        torch.distributed.all_reduce(failed, torch.distributed.ReduceOp.MAX)
-        self.failed_together = bool(failed)
-        if error is not None:
-            raise error
-        if failed:
-            raise OtherProcessError(f"{printable(self.folder)}: another process of the run failed and tells why")
-        return done
+            return together(work, printable(self.folder))
+        except AvssegError:
+            self.failed_together = self.distributed
+            raise
 
     def _gradients(self, group: list[Any]) -> dict[str, list[float]]:
         """Leaves the gradients of a step's batches; what they logged."""
-        rank = torch.distributed.get_rank() if self.distributed else 0
-        torch.manual_seed(self.settings.seed * 1_000_003 + self.step * 64 + rank)
+        torch.manual_seed(self.settings.seed * 1_000_003 + self.step * 64 + self.rank)
         self.optimizer.zero_grad(set_to_none=True)
         totals: dict[str, list[float]] = {}
         failure: NonFiniteError | None = None
@@ -402,10 +390,19 @@ class Trainer:
             group["lr"] = base * factor
 
     def _validate(self, validate: Validation) -> None:
-        if not (self.folder / "last.pt").exists():
+        if self.leads and not (self.folder / "last.pt").exists():
             self.save("last.pt")  # a `best.pt` alone would be no run to go on with
-        scores = dict(validate(self.average))
+        if self.distributed:
+            for buffer in self.average.buffers():  # statistics of batches: those of the first process are saved
+                torch.distributed.broadcast(buffer, 0)
+        try:
+            scores = dict(validate(self.average))
+        except AvssegError:
+            self.failed_together = self.distributed
+            raise
         self._validated_at = (self.step, self.elapsed_s)
+        if not self.leads:
+            return
         self._validated = scores
         self.log.add("val", self.step, self.elapsed_s, scores)
         logger.info("step %d: %s", self.step, {name: round(value, 4) for name, value in scores.items()})

@@ -255,6 +255,20 @@ def test_strict_does_not_depend_on_the_grouping(golden: tuple[Tensor, Tensor], f
     assert whole.result()["M_F"] == pytest.approx(GOLDEN["object_batch15"]["M_F"], rel=1e-6)
 
 
+def test_strict_of_parts_is_merged_to_that_of_all(golden: tuple[Tensor, Tensor]) -> None:
+    scores = frame_scores(golden[0], golden[1])
+    empty = frame_scores(torch.tensor([[[0.9, 0.1]]]), torch.zeros(1, 1, 2, dtype=torch.bool))
+    whole, one, other = StrictObjectMetrics(), StrictObjectMetrics(), StrictObjectMetrics()
+    for metrics in (whole, one):
+        metrics.update(scores.at([0, 2]))
+    for metrics in (whole, other):
+        metrics.update(scores.at([1]))
+        metrics.update(empty)
+    one.merge(other)
+    assert one.result() == pytest.approx(whole.result())
+    assert one.result()["false_positive_area"] == 0.5
+
+
 def test_what_nothing_was_counted_for_is_nan() -> None:
     metrics = StrictObjectMetrics()
     metrics.update(empty(0))

@@ -104,6 +104,18 @@ def test_counts_may_be_added_in_place_of_label_maps() -> None:
     assert metrics.result() == scored(predicted, target, 3)
 
 
+def test_parts_are_merged_to_the_whole() -> None:
+    generator = torch.Generator().manual_seed(0)
+    predicted, target = (torch.randint(0, 3, (4, 5, 6), generator=generator) for _ in range(2))
+    whole, one, other = SemanticMetrics(4), SemanticMetrics(4), SemanticMetrics(4)
+    whole.update(predicted, target)
+    one.update(predicted[:1], target[:1])
+    other.update(predicted[1:], target[1:])
+    one.merge(other)
+    for name, value in whole.result().items():
+        assert one.result()[name] == pytest.approx(value, nan_ok=True), name  # type: ignore[literal-required]
+
+
 def test_without_background_drops_class_0_and_not_the_last() -> None:
     result = scored(labels([0, 1, 2, 2]), labels([1, 1, 2, 2]), 3)
     assert result["M_J"] == pytest.approx((0 + 1 / 2 + 1) / 3)

@@ -388,9 +388,34 @@ def test_seconds_of_other_subsets(subset: str) -> None:
         assert len(step["name"]) == (2 * T if subset == "avss" else 2)
         assert batch_tensor(step, "annotated").all()
         model.zero_grad()
-        loss, _ = objective(step)
+        loss, logged = objective(step)
         loss.backward()
         assert math.isfinite(loss.item())
+        assert 0 <= logged["M_J"] < 1
         assert model.head.classify.weight.grad is not None
         assert model.head.classify.weight.grad.any()
     assert sides == [64, 32, 64, 32]
+
+
+def test_the_m_j_of_avss_is_over_known_pixels_of_annotated_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    objective = ClipObjective(AvsMamba(replace(NARROW, num_classes=71)))
+    masks = torch.zeros(1, 3, 32, 32, dtype=torch.uint8)
+    masks[..., :16] = 3
+    said = masks.clone()
+    masks[:, 0, 16:] = 255
+    said[:, 0, 16:] = 9  # of pixels that nobody knows
+    said[:, 2] = 7  # in a second that is not annotated
+    logits = torch.nn.functional.one_hot(said.long(), 71).movedim(-1, 2).float()
+    said_right = torch.nn.Parameter(torch.ones(()))  # something to take a gradient of
+    monkeypatch.setattr(objective.model, "layer_logits_of", lambda *_: [logits * said_right])
+    batch: ClipBatch = {
+        "frames": torch.zeros(1, 3, 32, 32, 3, dtype=torch.uint8),
+        "log_mel": torch.zeros(1, 3, 1, 96, 64),
+        "masks": masks,
+        "annotated": torch.tensor([[True, True, False]]),
+        "heard": torch.zeros(1, 3, 0),
+    }
+    assert objective(batch)[1]["M_J"] == pytest.approx(1)
+    masks[:, 1] = 5
+    # of the first frame both classes, of the second three, none of which is where it should be
+    assert objective(batch)[1]["M_J"] == pytest.approx((0.5 + 0.5 + 0) / 3)

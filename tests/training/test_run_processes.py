@@ -15,10 +15,12 @@ import torch
 import torch.multiprocessing
 
 from avsseg.data.avsbench import AvsBenchClips, ClipExample
+from avsseg.data.synthetic_dataset import SynthSettings, write_dataset
 from avsseg.errors import AvssegError, DataError
 from avsseg.training.checkpoints import load_checkpoint
-from avsseg.training.clips import ClipBatch, ClipObjective
+from avsseg.training.clips import ClipBatch, ClipObjective, batch_tensor, validation
 from avsseg.training.distributed import process_group
+from avsseg.training.encoders import EncoderObjective, encoder_validation
 from avsseg.training.run import TrainingRun
 from avsseg.training.settings import TrainingSettings
 from avsseg.weights.store import load_model
@@ -50,6 +52,59 @@ def test_two_processes_have_the_loss_of_one_with_the_doubled_batch(tmp_path: Pat
             assert torch.allclose(tensor, two[name], atol=2e-4), name
 
 
+@pytest.fixture(scope="module")
+def scenes_with_val(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """MS3 layout: 4 training and 3 validation clips of 48 px. Read only."""
+    folder = tmp_path_factory.mktemp("scenes")
+    list(write_dataset(folder, SynthSettings(train=4, val=3, test=0, size=48, height=48, frame_rate=4)))
+    return folder
+
+
+def test_two_processes_share_the_validation_of_the_first_one_s_model(
+    tmp_path: Path, quick: TrainingSettings, scenes_with_val: Path
+) -> None:
+    # statistics of batch normalisation are each process's own
+    settings = replace(quick, data=str(scenes_with_val), batch=1, epochs=1, frozen_statistics="no")
+    torch.multiprocessing.spawn(_one_of_two, (tmp_path, settings), nprocs=2)
+    with (tmp_path / "two" / "val.csv").open() as file:
+        shared = [row for row in csv.DictReader(file)][-1]
+    whole = TrainingRun(tmp_path / "two", settings, resume=True)
+    assert whole.val is not None
+    alone = validation(whole.val)(whole.trainer.average)
+    assert alone["score"] > 0
+    assert {name: float(shared[name]) for name in alone} == pytest.approx(alone, abs=1e-5)  # rounded in the log
+
+
+def _ladders_seen(_: EncoderObjective, batch: ClipBatch) -> torch.Tensor:
+    return batch_tensor(batch, "classes") == 4
+
+
+def _some_heard(_: EncoderObjective, batch: ClipBatch) -> torch.Tensor:
+    return batch_tensor(batch, "heard").flatten(0, 1)[:, 0] > 0
+
+
+def _encoders_of_two(rank: int, folder: Path, settings: TrainingSettings) -> None:
+    EncoderObjective.right_seen, EncoderObjective.right_heard = _ladders_seen, _some_heard  # type: ignore[assignment]
+    _one_of_two(rank, folder, settings)
+
+
+def test_two_processes_share_the_validation_of_encoders(
+    tmp_path: Path, quick: TrainingSettings, scenes_with_val: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = replace(quick, data=str(scenes_with_val), batch=1, epochs=1, stage="encoders")
+    torch.multiprocessing.spawn(_encoders_of_two, (tmp_path, settings), nprocs=2)
+    with (tmp_path / "two" / "val.csv").open() as file:
+        shared = [row for row in csv.DictReader(file)][-1]
+    monkeypatch.setattr(EncoderObjective, "right_seen", _ladders_seen)
+    monkeypatch.setattr(EncoderObjective, "right_heard", _some_heard)
+    whole = TrainingRun(tmp_path / "two", settings, resume=True)
+    assert whole.val is not None
+    alone = encoder_validation(whole.val)(whole.trainer.average)
+    assert 0 < alone["seen"] < 1
+    assert 0 < alone["heard"] < 1
+    assert {name: float(shared[name]) for name in alone} == pytest.approx(alone, abs=1e-5)
+
+
 def _one_of_two_that_fail(rank: int, folder: Path, settings: TrainingSettings, failing: int, what: str) -> None:
     torch.set_num_threads(1)
     forward, fetch, losses, clips = (
@@ -68,9 +123,17 @@ def _one_of_two_that_fail(rank: int, folder: Path, settings: TrainingSettings, f
             raise DataError("5.png: is damaged")
         return fetch(self, index)
 
+    def damaged_val(self: AvsBenchClips, index: int) -> ClipExample:
+        if self.augmentation is None and next(clips) == 1:  # in the second validation
+            raise DataError("5.png: is damaged")
+        return fetch(self, index)
+
     if rank == failing:
-        name, stand_in = {"loss": ("forward", spoilt), "file": ("__getitem__", damaged)}[what]
-        setattr(ClipObjective if what == "loss" else AvsBenchClips, name, stand_in)
+        of_clips = {"file": damaged, "val": damaged_val}
+        if what == "loss":
+            ClipObjective.forward = spoilt  # type: ignore[method-assign]
+        else:
+            AvsBenchClips.__getitem__ = of_clips[what]  # type: ignore[method-assign]
     try:
         with process_group(init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2):
             TrainingRun(folder / "two", settings).train()
@@ -85,17 +148,26 @@ def _one_of_two_that_fail(rank: int, folder: Path, settings: TrainingSettings, f
         ("loss", 0, 1, "NonFiniteError: .*two: the loss is nan at step 1"),
         ("loss", 1, 2, "NonFiniteError: .*two: the loss is nan at step 1"),
         ("file", 1, 1, "DataError: 5.png: is damaged"),
+        ("val", 1, 1, "DataError: 5.png: is damaged"),
     ],
 )
 def test_what_ends_one_process_ends_both_and_leaves_the_best(
-    what: str, failing: int, accumulate: int, told: str, tmp_path: Path, quick: TrainingSettings
+    what: str,
+    failing: int,
+    accumulate: int,
+    told: str,
+    tmp_path: Path,
+    quick: TrainingSettings,
+    scenes: Path,
+    scenes_with_val: Path,
 ) -> None:
-    settings = replace(quick, batch=2 // accumulate, accumulate=accumulate)
+    data = scenes_with_val if what == "val" else scenes
+    settings = replace(quick, data=str(data), batch=2 // accumulate, accumulate=accumulate)
     torch.multiprocessing.spawn(_one_of_two_that_fail, (tmp_path, settings, failing, what), nprocs=2)
     assert re.match(told, (tmp_path / f"{failing}.txt").read_text())
     other = (tmp_path / f"{1 - failing}.txt").read_text()
-    assert other.startswith("OtherProcessError: ")
-    assert other.endswith("two: another process of the run failed and tells why")
+    where = data if what == "val" else tmp_path / "two"
+    assert other == f"OtherProcessError: {where}: another process of the run failed and tells why"
     assert load_model(tmp_path / "two" / "best.safetensors")
 
 
