@@ -169,9 +169,9 @@ def run(
             min=1,
             max=4096,
             metavar="N",
-            help="Inputs in work at once: while the model looks at one, others are decoded and written. Results come "
-            "as they are finished. With Ray: the number of its workers. Default: 1; with Ray one for each GPU, or for "
-            "each machine.",
+            help="Inputs in work at once: while the model looks at one, others are decoded and written; a GPU looks at "
+            "short clips of several together. Results come as they are finished. With Ray: the number of its workers. "
+            "Default: 1; with Ray one for each GPU, or for each machine.",
             show_default=False,
         ),
     ] = None,

@@ -1,4 +1,7 @@
-"""Windows through the model: one after the other on a CPU, several together on a GPU, which never waits for results."""
+"""Windows through the model: one after the other on a CPU, several together on a GPU, which never waits for results.
+
+On a GPU the windows of several inputs in work at once go together, too: a short clip has too few of its own.
+"""
 
 from __future__ import annotations
 
@@ -38,6 +41,13 @@ class ScoredWindow(NamedTuple):
     heard: NDArray[np.float32]
 
 
+class _Part(NamedTuple):
+    """Windows of one video and of one length, and how exactly they are looked at."""
+
+    windows: Sequence[ClipWindow]
+    precision: Precision
+
+
 @dataclass(frozen=True)
 class _Scored:
     """Windows on their way: `probability` and `heard` are complete once `arrived` has happened."""
@@ -56,10 +66,10 @@ class _Scored:
 class WindowScorer:
     """Gives windows their probabilities, in order.
 
-    `at_once` windows of one length go through the model together; the first goes alone and is handed out at once, so
-    that the first mask is not kept waiting. When a GPU's memory runs out, half as many do from then on. On a GPU every
-    later group is handed out after the next one has been started, so that copying, blending and writing happen while
-    it works.
+    `at_once` windows of one length go through the model together, those of other threads that wait for the same model
+    among them; the first of a video does not wait for its next ones and is handed out at once, so that the first mask
+    is not kept waiting. When a GPU's memory runs out, half as many do from then on. On a GPU every later group is
+    handed out after the next one has been started, so that copying, blending and writing happen while it works.
     """
 
     def __init__(
@@ -68,7 +78,12 @@ class WindowScorer:
         self.loaded = loaded
         self.device = device
         self.precision: Precision = precision
-        self.at_once = at_once or WINDOWS_AT_ONCE.get(device.type, 1)
+        self._wanted = at_once or WINDOWS_AT_ONCE.get(device.type, 1)
+
+    @property
+    def at_once(self) -> int:
+        """How many windows go together, as far as memory allows."""
+        return min(self._wanted, self.loaded.turn.most or self._wanted)
 
     def score(self, windows: Iterable[ClipWindow]) -> Iterator[ScoredWindow]:
         """Each window with its probabilities.
@@ -112,21 +127,39 @@ class WindowScorer:
             except (MemoryError, RuntimeError) as error:
                 if len(part) == 1 or not is_out_of_memory(error):
                     raise
-                self.at_once = len(part) // 2
-                logger.debug("out of memory with %d windows at once, going on with %d", len(part), self.at_once)
+                self._spare(len(part))
                 continue
             position += len(part)
             yield scored
 
     def _enqueue(self, part: Sequence[ClipWindow]) -> _Scored:
-        with self.loaded.turn:
-            probability, heard = mask_and_sound_probabilities(self.loaded.model, part, self.device, self.precision)
-            if self.device.type != "cuda":
-                return _Scored(tuple(part), probability.cpu(), heard.cpu(), None)
-            on_host = _copied_behind(probability), _copied_behind(heard)
+        return self.loaded.turn.combined(_Part(part, self.precision), self._pass, self._go_together)
+
+    def _go_together(self, chosen: Sequence[_Part], other: _Part) -> bool:
+        shapes = {(part.precision, part.windows[0].frames.shape) for part in (*chosen, other)}
+        return len(shapes) == 1 and sum(len(part.windows) for part in (*chosen, other)) <= self.at_once
+
+    def _pass(self, parts: Sequence[_Part]) -> list[_Scored]:
+        """Each part with its share of one pass of the model over all of them."""
+        windows = [window for part in parts for window in part.windows]
+        try:
+            probability, heard = mask_and_sound_probabilities(self.loaded.model, windows, self.device, self.precision)
+        except (MemoryError, RuntimeError) as error:
+            if len(parts) > 1 and is_out_of_memory(error):
+                self._spare(len(windows))
+            raise
+        arrived: torch.cuda.Event | None = None
+        if self.device.type == "cuda":
+            probability, heard = _copied_behind(probability), _copied_behind(heard)
             arrived = torch.cuda.Event()
             arrived.record(torch.cuda.current_stream(self.device))
-            return _Scored(tuple(part), *on_host, arrived)
+        lengths = [len(part.windows) for part in parts]
+        shares = zip(parts, probability.cpu().split(lengths), heard.cpu().split(lengths), strict=True)
+        return [_Scored(tuple(part.windows), own, own_heard, arrived) for part, own, own_heard in shares]
+
+    def _spare(self, too_many: int) -> None:
+        self.loaded.turn.most = max(1, too_many // 2)
+        logger.debug("out of memory with %d windows at once, going on with %d", too_many, self.loaded.turn.most)
 
 
 def _copied_behind(tensor: Tensor) -> Tensor:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +18,7 @@ from avsseg.errors import AvssegError, WeightsError
 from avsseg.model.avs_mamba import AvsMamba
 from avsseg.model.config import PRESETS, AvsMambaConfig
 from avsseg.weights.registry import DEFAULT_MODEL, shipped_weights
+from avsseg.weights.turn import SharedTurn
 from avsseg.writers.base import written_whole
 
 METADATA_KEY = "avsseg"
@@ -48,8 +48,7 @@ class LoadedModel:
     trained: bool
     # the provenance that `save_model` was given
     training: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
-    # threads take turns: two passes at once would share the cores and hold twice the memory
-    turn: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
+    turn: SharedTurn = field(default_factory=SharedTurn, repr=False, compare=False)
     heard: tuple[str, ...] = ()
 
     @property

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 import json
+import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,13 +17,15 @@ from pycocotools.coco import COCO
 from avsseg.errors import EnvironmentFault, OutputError, WeightsError
 from avsseg.media.frames import sample_frames
 from avsseg.media.probe import probe
-from avsseg.pipeline import batch
+from avsseg.media.windows import ClipWindow
+from avsseg.pipeline import batch, scoring
 from avsseg.pipeline.batch import InputResult, exit_code, run_batch
 from avsseg.pipeline.journal import Journal, read_journal
 from avsseg.pipeline.options import ModelOptions, OutputOptions, SegmentOptions
 from avsseg.pipeline.overlap import Stopped
 from avsseg.pipeline.plan import Job, Shard
 from avsseg.weights import LoadedModel, load_model, save_model
+from avsseg.weights.turn import SharedTurn
 from avsseg.writers.coco import CocoWriter
 from avsseg.writers.masks import MaskFolderWriter
 
@@ -357,6 +361,46 @@ def test_several_workers_make_what_one_makes(clip: Path, silent_clip: Path, tmp_
     for i in (0, 2, 3, 4):
         assert (tmp_path / f"1-{i}.json").read_bytes() == (tmp_path / f"3-{i}.json").read_bytes()
     assert not list(tmp_path.glob(".*.partial"))
+
+
+def test_windows_of_several_inputs_go_through_the_model_together(
+    clip: Path, silent_clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(scoring.WINDOWS_AT_ONCE, "cpu", 4)
+    asked: list[object] = []
+    passes: list[int] = []
+    combined, look = SharedTurn.combined, scoring.mask_and_sound_probabilities
+
+    def counted(self: SharedTurn, part: object, *how: Any) -> Any:
+        asked.append(part)
+        return combined(self, part, *how)
+
+    def noted(model: torch.nn.Module, windows: Sequence[ClipWindow], *how: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        passes.append(len(windows))
+        end = time.monotonic() + 30
+        while workers > 1 and len(asked) < 4 and time.monotonic() < end:  # until all of them are here
+            time.sleep(0.001)
+        time.sleep(0.05)
+        return look(model, windows, *how)
+
+    monkeypatch.setattr(SharedTurn, "combined", counted)
+    monkeypatch.setattr(scoring, "mask_and_sound_probabilities", noted)
+    videos = [clip, silent_clip, clip, silent_clip]
+    areas: dict[int, list[list[int]]] = {}
+    for workers in (1, 4):
+        asked.clear()
+        passes.clear()
+        jobs = [Job(video, {"coco": tmp_path / f"{workers}-{i}.json"}) for i, video in enumerate(videos)]
+        results = run(jobs, model=ModelOptions(threads=1), output=OutputOptions(threshold=0.1), workers=workers)
+        assert [result.status for result in results] == ["done"] * 4
+        areas[workers] = [
+            [annotation["area"] for annotation in json.loads(path.read_text())["annotations"]]
+            for path in (job.outputs["coco"] for job in jobs)
+        ]
+        assert (max(passes) > 1) == (workers > 1)
+    assert areas[1][0]
+    for alone, together in zip(areas[1], areas[4], strict=True):
+        assert together == pytest.approx(alone, rel=0.02)
 
 
 def test_a_fault_of_the_machine_ends_a_batch_of_several_workers(clip: Path, tmp_path: Path) -> None:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -119,6 +121,61 @@ def test_less_memory_means_fewer_windows_at_once_and_the_same_masks() -> None:
     for (_, probability, _), wanted in zip(found, expected(lengths), strict=True):
         np.testing.assert_array_equal(probability, wanted)
     assert model.together == [1, 8, 4, 2, 2, 2, 2, 1]
+
+
+def score_in_threads(
+    loaded: LoadedModel, videos: Sequence[Sequence[int]], at_once: int | None
+) -> list[list[np.ndarray]]:
+    """What each video is told, all of them at once; nobody gets the model before the first window of each waits."""
+    told: list[list[np.ndarray]] = [[] for _ in videos]
+
+    def one(number: int) -> None:
+        own = WindowScorer(loaded, CPU, "fp32", at_once=at_once)
+        told[number] = [probability for _, probability, _ in own.score(windows_of(videos[number]))]
+
+    threads = [threading.Thread(target=one, args=(number,)) for number in range(len(videos))]
+    with loaded.turn:
+        for thread in threads:
+            thread.start()
+        end = time.monotonic() + 30
+        while len(loaded.turn._waiting) < len(videos) and time.monotonic() < end:
+            time.sleep(0.001)
+    for thread in threads:
+        thread.join(30)
+        assert not thread.is_alive()
+    return told
+
+
+def test_windows_of_several_videos_go_together() -> None:
+    model = Counting()
+    videos = [[4], [4, 2], [3], [4, 4]]
+    told = score_in_threads(LoadedModel(model, "counting", "", ("a",), True), videos, at_once=3)
+    for lengths, probabilities in zip(videos, told, strict=True):
+        for probability, wanted in zip(probabilities, expected(lengths), strict=True):
+            np.testing.assert_array_equal(probability, wanted)
+    # the first windows of three of them have four masks
+    assert max(model.together) == 3
+    assert sum(model.together) == 6
+
+
+def test_windows_of_several_videos_that_take_too_much_memory_go_alone_from_then_on() -> None:
+    model = Counting(most=1)
+    loaded = LoadedModel(model, "counting", "", ("a",), True)
+    videos = [[2], [2], [2], [2]]
+    told = score_in_threads(loaded, videos, at_once=2)
+    for lengths, probabilities in zip(videos, told, strict=True):
+        for probability, wanted in zip(probabilities, expected(lengths), strict=True):
+            np.testing.assert_array_equal(probability, wanted)
+    assert model.together == [2, 1, 1, 1, 1]
+    # the next video knows
+    list(WindowScorer(loaded, CPU, "fp32", at_once=2).score(windows_of([2] * 4)))
+    assert model.together[5:] == [1, 1, 1, 1]
+
+
+def test_on_a_processor_every_window_goes_alone() -> None:
+    model = Counting()
+    score_in_threads(LoadedModel(model, "counting", "", ("a",), True), [[2], [2], [2]], at_once=None)
+    assert model.together == [1, 1, 1]
 
 
 def test_a_single_window_that_takes_too_much_memory_is_an_error() -> None:

@@ -1,0 +1,83 @@
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+
+import pytest
+
+from avsseg.weights.turn import SharedTurn
+
+PATIENCE_S = 30
+
+
+class Bench:
+    """Threads that ask for their items while another one has the turn; what each got or what it was told."""
+
+    def __init__(self) -> None:
+        self.turn = SharedTurn()
+        self.together: list[list[int]] = []
+        self.told: dict[int, object] = {}
+
+    def ask(self, items: Sequence[int], spoilt: Callable[[Sequence[int]], bool], most: int = 3) -> None:
+        def work(chosen: Sequence[int]) -> list[int]:
+            self.together.append(list(chosen))
+            if spoilt(chosen):
+                raise ValueError(f"spoilt: {list(chosen)}")
+            return [10 * item for item in chosen]
+
+        def one(item: int) -> None:
+            try:
+                self.told[item] = self.turn.combined(item, work, lambda chosen, _: len(chosen) < most)
+            except ValueError as error:
+                self.told[item] = str(error)
+
+        threads = []
+        with self.turn:
+            for number, item in enumerate(items, start=1):
+                threads.append(threading.Thread(target=one, args=(item,)))
+                threads[-1].start()
+                end = time.monotonic() + PATIENCE_S
+                while len(self.turn._waiting) < number and time.monotonic() < end:
+                    time.sleep(0.001)
+        for thread in threads:
+            thread.join(PATIENCE_S)
+            assert not thread.is_alive()
+        assert not self.turn._waiting
+
+
+def test_who_waits_is_served_by_who_has_the_turn() -> None:
+    bench = Bench()
+    bench.ask([1, 2, 3, 4, 5], lambda chosen: False)
+    assert bench.told == {item: 10 * item for item in (1, 2, 3, 4, 5)}
+    assert sorted(len(chosen) for chosen in bench.together) == [2, 3]
+
+
+def test_nobody_is_served_together_where_one_alone_fits() -> None:
+    bench = Bench()
+    bench.ask([1, 2, 3], lambda chosen: False, most=1)
+    assert sorted(bench.together) == [[1], [2], [3]]
+
+
+def test_an_error_reaches_the_thread_whose_item_it_is() -> None:
+    bench = Bench()
+    bench.ask([1, 2, 3], lambda chosen: 2 in chosen)
+    assert bench.told == {1: 10, 2: "spoilt: [2]", 3: 30}
+
+
+def test_what_fails_only_together_is_done_one_by_one() -> None:
+    bench = Bench()
+    bench.ask([1, 2, 3, 4], lambda chosen: len(chosen) > 1, most=9)
+    assert bench.told == {1: 10, 2: 20, 3: 30, 4: 40}
+    assert [len(chosen) for chosen in bench.together] == [4, 1, 1, 1, 1]
+
+
+def test_the_turn_is_free_after_an_error() -> None:
+    turn = SharedTurn()
+
+    def broken(_: Sequence[int]) -> list[int]:
+        raise ValueError("spoilt")
+
+    with pytest.raises(ValueError, match="spoilt"):
+        turn.combined(1, broken, lambda chosen, other: True)
+    assert turn.combined(1, list, lambda chosen, other: True) == 1
