@@ -41,7 +41,7 @@ from avsseg.media.audio import SILENT_LOG_MEL, log_mel_examples
 from avsseg.model.avs_mamba import AvsMamba, normalise
 from avsseg.model.config import preset
 from avsseg.training.checkpoints import load_checkpoint
-from avsseg.training.distributed import process_group
+from avsseg.training.distributed import from_all, process_group, rank_and_world
 from avsseg.training.objectives import AudioObjective, Batch, JointObjective, VisualObjective, iou_and_silent_area
 from avsseg.training.trainer import Trainer, TrainerSettings
 from avsseg.weights.store import load_model, save_model
@@ -97,7 +97,8 @@ class OnDevice(nn.Module):
 def val_clips(sources: Sources) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """The first clips of the fixed val set, at the model's size: frames (T, H, W, 3), log_mel, truth (T, H, W) bool."""
     clips = SplitSources(sources, "val", BENCHMARK)
-    for seed in VAL_SEEDS[:VALIDATION_CLIPS]:
+    number, processes = rank_and_world()
+    for seed in VAL_SEEDS[:VALIDATION_CLIPS][number::processes]:
         clip = compose_clip(clips, seed)
         views = [clip.scene.paint(t + 0.5, SIZE, SIZE) for t in range(clip.seconds)]
         frames = torch.from_numpy(np.stack([frame for frame, _ in views]))
@@ -107,30 +108,29 @@ def val_clips(sources: Sources) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
 
 
 def validation(sources: Sources, *, mute: bool) -> Callable[[nn.Module], dict[str, float]]:
-    """Strict M_J and the area on silent frames over `val_clips`."""
+    """Strict M_J and the area on silent frames over the `val_clips` of all processes."""
 
     @torch.no_grad()
-    def validate(objective: nn.Module) -> dict[str, float]:
-        assert isinstance(objective, OnDevice)
-        assert isinstance(objective.objective, JointObjective)
-        model = objective.objective.model
+    def own_share(model: AvsMamba) -> tuple[Tensor, Tensor]:
         device = next(model.parameters()).device
         ious, areas = [], []
         for frames, log_mel, truth in val_clips(sources):
             heard = torch.full_like(log_mel, SILENT_LOG_MEL) if mute else log_mel
             logits = model(normalise(frames.to(device))[None], heard[None].to(device))
             iou, area = iou_and_silent_area(logits, truth[None].to(device))
-            ious.append(iou)
-            areas.append(area)
-        m_j, silent_area = float(torch.cat(ious).nanmean()), float(torch.cat(areas).nanmean())
+            ious.append(iou.cpu())
+            areas.append(area.cpu())
+        return torch.cat(ious), torch.cat(areas)
+
+    def validate(objective: nn.Module) -> dict[str, float]:
+        assert isinstance(objective, OnDevice)
+        assert isinstance(objective.objective, JointObjective)
+        model = objective.objective.model
+        parts = from_all(lambda: own_share(model), "validation")
+        m_j, silent_area = (float(torch.cat(part).nanmean()) for part in zip(*parts, strict=True))
         return {"M_J": m_j, "silent_area": silent_area, "score": m_j - 2 * silent_area}
 
     return validate
-
-
-def rank() -> int:
-    """This process's number under torchrun, else 0."""
-    return torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
 
 
 def pretrained(run: Path, stage: str, prefix: str) -> dict[str, Tensor]:
@@ -234,7 +234,7 @@ def train(stage: str, options: argparse.Namespace) -> None:
     for until, size in PICTURE_PHASES if stage == "visual" else ((1.0, SIZE),):
         if trainer.progress < until:
             clips = TrainingClips(sources, "train", DrawSettings(size=size, seconds=ENCODER_SECONDS[stage]))
-            first_seed = FIRST_SEED[stage] + RANK_SEEDS * rank() + trainer.step * count
+            first_seed = FIRST_SEED[stage] + RANK_SEEDS * rank_and_world()[0] + trainer.step * count
             draw = clips.picture if stage == "visual" else clips.sound
             trainer.train(batches(draw, first_seed, count, options.workers, collate), until=until)
 
@@ -247,7 +247,7 @@ def train_joint(trainer: Trainer, stage: str, sources: Sources, options: argpars
         if trainer.progress < until:
             clips = TrainingClips(sources, "train", DrawSettings(size=size, seconds=seconds))
             # no step takes more than 16 clips, so no seed comes twice
-            first_seed = FIRST_SEED[stage] + RANK_SEEDS * rank() + trainer.step * 16
+            first_seed = FIRST_SEED[stage] + RANK_SEEDS * rank_and_world()[0] + trainer.step * 16
             trainer.train(batches(clips.clip, first_seed, count, options.workers, collate), validate, until=until)
 
 

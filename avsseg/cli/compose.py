@@ -121,6 +121,7 @@ def compose(
     from avsseg.data.compose_dataset import ComposedDatasetSettings, split_sources, write_composed_dataset
     from avsseg.data.compose_pool import ComposeSettings
     from avsseg.data.compose_sources import read_sources
+    from avsseg.data.compose_splits import TABLE_NAME
     from avsseg.data.layout_writer import dataset_paths
 
     folder = output_folder(out, (images, masks, sounds))
@@ -130,6 +131,10 @@ def compose(
     console = Console(stderr=True, highlight=False)
     with console.status("reading pictures and recordings"):
         sources = read_sources(images, masks, sounds, jobs=max(4, jobs), unrelated=unrelated)
+    for source, groups in ((images, sources.picture_groups), (sounds, sources.sound_groups)):
+        if unrelated and groups is None:
+            table = printable(source / TABLE_NAME)
+            typer.echo(f"avsseg: warning: {table} names the splits, so --unrelated says nothing there", err=True)
     counts = class_counts(sources)
     # wide enough for the table wherever it goes: a pipe has no width that it should be cut to
     Console(stderr=True, width=None if console.is_terminal else 120).print(_table(counts))

@@ -100,6 +100,13 @@ def build_model(settings: TrainingSettings, *, heard: Sequence[str] = ()) -> Avs
                 "%s works at %d pixels and is trained at %d from here on (size %d keeps its own)",
                 printable(settings.start_from), loaded.input_size, settings.size, loaded.input_size,
             )  # fmt: skip
+        before = loaded.training.get("settings")
+        learned = loaded.trained and not (isinstance(before, dict) and before.get("stage") in ("encoders", "plain"))
+        if settings.stage == "plain" and learned:
+            logger.warning(
+                "%s: what its scan blocks learned is lost: stage plain has them rest, and they learn anew after it",
+                printable(settings.start_from),
+            )
         config = AvsMambaConfig.from_dict(
             {
                 **loaded.config.to_dict(),

@@ -53,7 +53,7 @@ class CocoWriter:
                 "video_id": VIDEO_ID,
                 "frame_index": frame_index(mask.timestamp_s, mask.index, info),
                 "timestamp": mask.timestamp_s,
-                "file_name": mask_file_name(mask.index),
+                "file_name": mask_file_name(mask.index, info, self._settings),
                 "width": info.width,
                 "height": info.height,
             }

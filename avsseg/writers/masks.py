@@ -23,8 +23,10 @@ if TYPE_CHECKING:
     from avsseg.pipeline.segment import Mask
 
 
-def mask_file_name(index: int) -> str:
-    return f"{index:05d}.png"
+def mask_file_name(index: int, info: VideoInfo, settings: TrackSettings) -> str:
+    """Five digits, or as many as the last mask of the whole video has, so that names sort as masks do."""
+    last = math.floor((info.duration_s or 0) * settings.rate)
+    return f"{index:0{max(5, len(str(last)))}d}.png"
 
 
 def frame_index(timestamp_s: float, index: int, info: VideoInfo) -> int:
@@ -68,7 +70,7 @@ class MaskFolderWriter:
         else:
             image = Image.fromarray(labels).convert("P")
             image.putpalette(voc_palette())
-        name = mask_file_name(mask.index)
+        name = mask_file_name(mask.index, self._info, self._settings)
         with output_errors(self.target):
             # level 1 takes half the time of the default and gives files a quarter larger
             image.save(self._output.path / name, compress_level=1)

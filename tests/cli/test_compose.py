@@ -136,6 +136,25 @@ def test_numbered_names_that_leave_val_empty_are_explained(
     assert outcome.returncode == 0, outcome.stderr
 
 
+def test_unrelated_is_said_to_be_idle_where_a_table_names_the_splits(
+    avsseg_main: Main, folders: dict[str, Path], tmp_path: Path
+) -> None:
+    split_of = {0: "val", 1: "test"}
+    rows = [
+        f"{path.parent.name}/{path.name},{split_of.get(int(path.stem), 'train')}"
+        for path in folders["sounds"].glob("*/*.wav")
+    ]
+    table = folders["sounds"] / "splits.csv"
+    table.write_text("\n".join(["name,split", *rows]))
+    said = f"avsseg: warning: {table} names the splits, so --unrelated says nothing there\n"
+    few = ("--clips", 2, "--val-clips", 0, "--test-clips", 0, "--size", 32)
+    outcome = avsseg_main(*arguments(folders, tmp_path / "out", *few, "--unrelated"))
+    assert outcome.returncode == 0, outcome.stderr
+    assert said in outcome.stderr
+    assert outcome.stderr.count("--unrelated") == 1
+    assert "--unrelated" not in avsseg_main(*arguments(folders, tmp_path / "plain", *few)).stderr
+
+
 def test_the_guides_own_classes_work_as_pasted(
     avsseg_main: Main, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -220,6 +220,21 @@ def test_fine_tuning_starts_from_a_checkpoint(tmp_path: Path, quick: TrainingSet
     assert semantic.config.num_classes == 71
 
 
+def test_stage_plain_says_that_it_drops_what_blocks_learned(
+    tmp_path: Path, quick: TrainingSettings, caplog: pytest.LogCaptureFixture
+) -> None:
+    dropped = "what its scan blocks learned is lost"
+    build_model(replace(quick, start_from="avs-mamba-tiny"))
+    assert dropped not in caplog.text
+    build_model(replace(quick, start_from="avs-mamba-tiny", stage="plain"))
+    assert f"avs-mamba-tiny: {dropped}" in caplog.text
+    caplog.clear()
+    for stage in ("encoders", "plain"):
+        best = TrainingRun(tmp_path / stage, replace(quick, stage=stage, epochs=1)).train()
+        build_model(replace(quick, start_from=str(best), stage="plain"))
+    assert dropped not in caplog.text
+
+
 def test_a_model_that_learns_the_classes_names_them_and_they_are_not_passed_on(
     tmp_path: Path, quick: TrainingSettings, caplog: pytest.LogCaptureFixture
 ) -> None:

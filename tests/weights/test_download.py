@@ -292,8 +292,16 @@ def test_two_threads_download_once(server: Any, target: Path, in_threads: Callab
     does.body = BODY
     waited: list[int] = []
     does.hold = threading.Event()
-    threading.Timer(0.3, does.hold.set).start()
-    got = in_threads(lambda: download(url, target, on_wait=lambda: waited.append(1), patience=QUICK), 3)
+    last_resort = threading.Timer(20, does.hold.set)
+    last_resort.start()
+
+    def waits() -> None:
+        waited.append(1)
+        if len(waited) == 2:
+            does.hold.set()
+
+    got = in_threads(lambda: download(url, target, on_wait=waits, patience=QUICK), 3)
+    last_resort.cancel()
     assert got == [DIGEST] * 3
     assert len(does.requests) == 1
     assert waited == [1, 1]

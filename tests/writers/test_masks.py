@@ -15,7 +15,7 @@ from avsseg.media.probe import VideoInfo
 from avsseg.pipeline.segment import Mask
 from avsseg.writers.base import TrackSettings
 from avsseg.writers.labels import label_map
-from avsseg.writers.masks import MaskFolderWriter, frame_index, voc_palette
+from avsseg.writers.masks import MaskFolderWriter, frame_index, mask_file_name, voc_palette
 
 
 def test_one_class_gives_grey_pictures_of_0_and_255_at_display_size(
@@ -41,6 +41,17 @@ def test_one_class_gives_grey_pictures_of_0_and_255_at_display_size(
         assert (picture.mode, picture.size) == ("L", (80, 60))
         assert np.array_equal(np.array(picture), label_map(mask.probability, 80, 60, 0.5) * 255)
         assert set(np.unique(np.array(picture))) == {0, 255}
+
+
+@pytest.mark.parametrize(
+    ("duration_s", "rate", "name"),
+    [(None, 25.0, "00007.png"), (3999.9, 25.0, "00007.png"), (4000.0, 25.0, "000007.png"), (1e6, 1.0, "0000007.png")],
+)
+def test_names_of_a_long_track_sort_as_its_masks(
+    duration_s: float | None, rate: float, name: str, info: VideoInfo, track_settings: Callable[..., TrackSettings]
+) -> None:
+    settings = replace(track_settings(), rate=rate)
+    assert mask_file_name(7, replace(info, duration_s=duration_s), settings) == name
 
 
 def test_several_classes_give_indexed_pictures_with_the_davis_palette(
