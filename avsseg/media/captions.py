@@ -54,19 +54,28 @@ def picture_size(width: int, height: int) -> tuple[int, int]:
 def with_captions(picture: NDArray[np.uint8], captions: Sequence[Caption]) -> NDArray[np.uint8]:
     """A copy of an RGBA picture (H, W, 4) with each name above what it names, in white with a black outline.
 
-    A name that has no room there is moved into the picture, as far as it fits. One that no font can show is left out.
+    A name that has no room there is moved into the picture, as far as it fits, and up or down where it would cover
+    another. One that no font can show is left out.
     """
     image = Image.fromarray(picture)
     draw = ImageDraw.Draw(image)
     size = max(SMALLEST_LETTER, round(LETTER_HEIGHT * min(image.size)))
+    placed: list[tuple[float, float, float, float]] = []  # left, top, right, bottom
     for caption in captions:
         text = " ".join(caption.text.split())
         font, stroke = _font(size, ascii_only=text.isascii()), max(1, size // 10)
         if font is None:
             continue
         left, top, right, bottom = draw.textbbox((0, 0), text, font=font, stroke_width=stroke)
-        x = min(max(caption.x * image.width - (right - left) / 2, 0), max(0, image.width - (right - left)))
-        y = min(max(caption.y * image.height - (bottom - top), 0), max(0, image.height - (bottom - top)))
+        width, height = right - left, bottom - top
+        x = min(max(caption.x * image.width - width / 2, 0), max(0, image.width - width))
+        lowest = max(0, image.height - height)
+        wanted = min(max(caption.y * image.height - height, 0), lowest)
+        beside = [box for box in placed if box[0] < x + width and x < box[2]]
+        places = [wanted, *(y for box in beside for y in (box[1] - height, box[3]) if 0 <= y <= lowest)]
+        free = [y for y in places if not any(box[1] < y + height and y < box[3] for box in beside)]
+        y = min(free or [wanted], key=lambda place: abs(place - wanted))
+        placed.append((x, y, x + width, y + height))
         draw.text(
             (x - left, y - top), text, font=font, fill=(255, 255, 255, 255),
             stroke_width=stroke, stroke_fill=(0, 0, 0, 255),

@@ -37,6 +37,23 @@ def test_a_name_at_the_edge_is_moved_into_the_picture(x: float, y: float) -> Non
     assert drawn(Caption("trombone", x, y)).sum() == pytest.approx(drawn(Caption("trombone", 0.5, 0.5)).sum(), rel=0.1)
 
 
+@pytest.mark.parametrize("y", [0.0, 0.5, 1.0])
+def test_names_do_not_cover_one_another(y: float) -> None:
+    names = [Caption("dog", 0.5, y), Caption("violin", 0.53, y), Caption("horse", 0.46, y + 0.02)]
+    alone = sum(drawn(name).sum() for name in names)
+    assert drawn(*names).sum() == pytest.approx(alone, rel=0.05)
+    rows = np.nonzero(drawn(*names).any(1))[0]
+    assert rows.max() - rows.min() < 60
+    # side by side there is room
+    first, second = Caption("dog", 0.2, y), Caption("cow", 0.8, y)
+    assert (drawn(first, second) == drawn(first) | drawn(second)).all()
+
+
+def test_names_without_room_for_all_stay_where_they_belong() -> None:
+    names = [Caption("dog", 0.5, 0.5)] * 9
+    assert drawn(*names, height=40).sum() > 1.9 * drawn(names[0], height=40).sum()
+
+
 def test_a_name_longer_than_the_picture_begins_at_its_left() -> None:
     marked = drawn(Caption("a name that nobody can read here\nat all", 0.9, 0.5), width=60)
     columns = np.nonzero(marked.any(0))[0]
