@@ -55,7 +55,7 @@ def with_captions(picture: NDArray[np.uint8], captions: Sequence[Caption]) -> ND
     """A copy of an RGBA picture (H, W, 4) with each name above what it names, in white with a black outline.
 
     A name that has no room there is moved into the picture, as far as it fits, and up or down where it would cover
-    another. One that no font can show is left out.
+    another, if there is room. One that no font can show is left out.
     """
     image = Image.fromarray(picture)
     draw = ImageDraw.Draw(image)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -76,13 +76,20 @@ class AvsMamba(nn.Module):
         """Makes every block of MTE, MAD and CIP's contexts the identity, by zeros in its last layer; `fuse` then skips
         them. Without `blocks_rest` the same weights give the same, and the blocks can learn on from there.
         """
+        for parameter in self._last_of_blocks():
+            parameter.zero_()
+        self.blocks_rest = True
+
+    def blocks_give_nothing(self) -> bool:
+        """Whether they are as `rest_blocks` leaves them."""
+        return not any(parameter.any() for parameter in self._last_of_blocks())
+
+    def _last_of_blocks(self) -> Iterator[Tensor]:
         for module in (m for part in (self.encoder, self.decoder, self.pyramid) for m in part.modules()):
             if isinstance(module, GatedScanBlock):
-                module.out_proj.weight.zero_()
+                yield module.out_proj.weight
             elif isinstance(module, MixFFN):
-                module.fc2.weight.zero_()
-                module.fc2.bias.zero_()
-        self.blocks_rest = True
+                yield from (module.fc2.weight, module.fc2.bias)
 
     def forward(self, frames: Tensor, log_mel: Tensor) -> Tensor:
         """frames (B, T, 3, H, W) from `normalise`, log_mel (B, T, 1, 96, 64) -> logits (B, T, N_class, H, W).

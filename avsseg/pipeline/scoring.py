@@ -68,8 +68,9 @@ class WindowScorer:
 
     `at_once` windows of one length go through the model together, those of other threads that wait for the same model
     among them; the first of a video does not wait for its next ones and is handed out at once, so that the first mask
-    is not kept waiting. When a GPU's memory runs out, half as many do from then on. On a GPU every later group is
-    handed out after the next one has been started, so that copying, blending and writing happen while it works.
+    is not kept waiting. When a GPU's memory runs out, half as many do from then on, those of later videos too. On a
+    GPU every later group is handed out after the next one has been started, so that copying, blending and writing
+    happen while it works.
     """
 
     def __init__(
@@ -148,18 +149,21 @@ class WindowScorer:
             if len(parts) > 1 and is_out_of_memory(error):
                 self._spare(len(windows))
             raise
-        arrived: torch.cuda.Event | None = None
-        if self.device.type == "cuda":
-            probability, heard = _copied_behind(probability), _copied_behind(heard)
-            arrived = torch.cuda.Event()
-            arrived.record(torch.cuda.current_stream(self.device))
+        on_gpu = self.device.type == "cuda"
+        fetched = _copied_behind if on_gpu else Tensor.cpu
+        arrived = torch.cuda.Event() if on_gpu else None
         lengths = [len(part.windows) for part in parts]
-        shares = zip(parts, probability.cpu().split(lengths), heard.cpu().split(lengths), strict=True)
-        return [_Scored(tuple(part.windows), own, own_heard, arrived) for part, own, own_heard in shares]
+        # each share in memory of its own: whoever keeps a mask must not keep those of other videos
+        shares = zip(*(map(fetched, probability.split(lengths)), map(fetched, heard.split(lengths))), strict=True)
+        scored = [_Scored(tuple(part.windows), *share, arrived) for part, share in zip(parts, shares, strict=True)]
+        if arrived is not None:
+            arrived.record(torch.cuda.current_stream(self.device))
+        return scored
 
     def _spare(self, too_many: int) -> None:
-        self.loaded.turn.most = max(1, too_many // 2)
-        logger.debug("out of memory with %d windows at once, going on with %d", too_many, self.loaded.turn.most)
+        turn, fewer = self.loaded.turn, max(1, too_many // 2)
+        turn.most = min(turn.most or fewer, fewer)  # another thread may know better
+        logger.debug("out of memory with %d windows at once, going on with %d", too_many, turn.most)
 
 
 def _copied_behind(tensor: Tensor) -> Tensor:

@@ -258,7 +258,7 @@ class ClipObjective(ModelObjective):
 def _class_iou(logits: Tensor, labels: Tensor, annotated: Tensor) -> float:
     """Mean over the classes that occur of logits (B, T, C, H, W) and labels (B, T, H, W), as in a batch's frames."""
     metrics = SemanticMetrics(logits.shape[2])
-    metrics.update(logits[annotated].argmax(1), labels[annotated].long())
+    metrics.update(logits.argmax(2)[annotated], labels[annotated].long())
     return metrics.result()["M_J_of_occurring"]
 
 
@@ -299,11 +299,12 @@ def batch_tensor(batch: ClipBatch, name: str) -> Tensor:
 
 def _share_of_all(annotated: Tensor) -> Tensor:
     """This process's annotated frames over the mean of all processes': makes means of means a mean over all frames."""
-    if not torch.distributed.is_available() or not torch.distributed.is_initialized():
+    world = rank_and_world()[1]
+    if world == 1:
         return torch.ones((), device=annotated.device)
     total = annotated.double().clone()
     torch.distributed.all_reduce(total)
-    return (annotated * torch.distributed.get_world_size() / total.clamp(min=1)).float()
+    return (annotated * world / total.clamp(min=1)).float()
 
 
 def validation(clips: AvsBenchClips, *, mute: bool = False) -> Validation:

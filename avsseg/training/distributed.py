@@ -11,7 +11,9 @@ import torch
 import torch.distributed
 
 from avsseg.errors import AvssegError
+from avsseg.pipeline.scoring import memory_faults
 
+MEMORY_REMEDY = "Give a smaller --batch, with --accumulate, or a smaller --size"
 Done = TypeVar("Done")
 
 
@@ -74,8 +76,16 @@ def together(work: Callable[[], Done], where: str) -> Done:
 
 
 def from_all(work: Callable[[], Done], where: str) -> list[Done]:
-    """What `work` returns in every process, by rank; fails as `together` does. It must be picklable."""
-    done = together(work, where)
+    """What `work` returns in every process, by rank; it must be picklable.
+
+    Fails as `together` does, also where memory runs out in one process: the exchange of the others would break off.
+    """
+
+    def guarded() -> Done:
+        with memory_faults(where, MEMORY_REMEDY):
+            return work()
+
+    done = together(guarded, where)
     world = rank_and_world()[1]
     if world == 1:
         return [done]

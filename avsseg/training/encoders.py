@@ -199,7 +199,7 @@ def encoder_validation(clips: AvsBenchClips) -> Validation:
     The processes of a run share crops and clips.
     """
     rank, world = rank_and_world()
-    sounding = SoundingFrames(*(field[rank::world] for field in sounding_frames(clips)))
+    sounding = SoundingFrames(*(field[rank::world].clone() for field in sounding_frames(clips)))
     nothing = torch.zeros(0, dtype=torch.bool)
 
     def own_share(objective: EncoderObjective) -> tuple[Tensor, Tensor]:

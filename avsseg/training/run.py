@@ -32,7 +32,7 @@ from avsseg.pipeline.segment import resolve_device
 from avsseg.training.checkpoints import load_checkpoint
 from avsseg.training.clips import ClipObjective, ClipOrder, clip_batches, second_batches, validation
 from avsseg.training.curves import draw_curves
-from avsseg.training.distributed import all_wait, rank_and_world
+from avsseg.training.distributed import MEMORY_REMEDY, all_wait, rank_and_world
 from avsseg.training.encoders import EncoderObjective, encoder_batches, encoder_validation, sounding_frames
 from avsseg.training.objectives import ModelObjective
 from avsseg.training.run_log import LOGS
@@ -52,7 +52,6 @@ ENCODERS = ("model.visual_backbone.", "model.audio_encoder.")
 # there before the first step; a run that was killed before its first checkpoint leaves them and its logs alone
 STARTED = (MODEL_NAME, SETTINGS_NAME)
 WRITTEN = ("best.pt", "best.safetensors", "last.safetensors", "curves.png", *LOGS, *STARTED)
-MEMORY_REMEDY = "Give a smaller --batch, with --accumulate, or a smaller --size"
 # a run without epochs cannot be validated after each of them
 DEFAULT_VALIDATE_MINUTES = 6.0
 
@@ -79,6 +78,13 @@ def _start(settings: TrainingSettings) -> LoadedModel:
     return load_model(settings.start_from, allow_untrained=Path(settings.start_from).suffix == ".safetensors")
 
 
+def _has_learned_blocks(loaded: LoadedModel) -> bool:
+    before = loaded.training.get("settings")
+    if isinstance(before, dict) and before.get("stage") == "encoders" and not before.get("start_from"):
+        return False  # those of stage encoders from nothing are random still
+    return not loaded.model.blocks_give_nothing()
+
+
 def with_size(settings: TrainingSettings) -> TrainingSettings:
     """With the side of the input that a run without one has. Raises WeightsError."""
     if settings.size:
@@ -100,9 +106,7 @@ def build_model(settings: TrainingSettings, *, heard: Sequence[str] = ()) -> Avs
                 "%s works at %d pixels and is trained at %d from here on (size %d keeps its own)",
                 printable(settings.start_from), loaded.input_size, settings.size, loaded.input_size,
             )  # fmt: skip
-        before = loaded.training.get("settings")
-        learned = loaded.trained and not (isinstance(before, dict) and before.get("stage") in ("encoders", "plain"))
-        if settings.stage == "plain" and learned:
+        if settings.stage == "plain" and _has_learned_blocks(loaded):
             logger.warning(
                 "%s: what its scan blocks learned is lost: stage plain has them rest, and they learn anew after it",
                 printable(settings.start_from),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import logging
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -28,12 +29,13 @@ class RunLog:
         """One line of what was measured up to a step, so many seconds after the start of the run."""
         path = self.folder / f"{name}.csv"
         with output_errors(path):
-            new = not path.exists() or not path.stat().st_size
+            columns = self._columns(path)
             with path.open("a", newline="") as file:
                 writer = csv.writer(file)
-                if new:
-                    writer.writerow(["step", "minutes", *values])
-                numbers = [f"{value:.5f}" for value in values.values()]
+                if not columns:
+                    columns = list(values)
+                    writer.writerow(["step", "minutes", *columns])
+                numbers = [f"{values.get(column, math.nan):.5f}" for column in columns]
                 writer.writerow([step, f"{seconds / 60:.2f}", *numbers])
         if self._has_board and self._board is None:  # now that the step is known from which on earlier events go
             with output_errors(self.folder):
@@ -44,6 +46,13 @@ class RunLog:
                 for key, value in values.items():
                     self._board.add_scalar(f"{name}/{key}", value, step)
                 self._board.flush()
+
+    def _columns(self, path: Path) -> list[str]:
+        """What the log has columns for; the version that began a run may have logged other things than this one."""
+        if not path.exists():
+            return []
+        with path.open(newline="") as file:
+            return next(csv.reader(file), [])[2:]
 
     def forget_after(self, trained: int, validated: int) -> None:
         """Drops lines beyond these steps, which come again, and those that a full disk cut short."""

@@ -142,8 +142,8 @@ class Trainer:
         self.step = 0
         self.elapsed_s = 0.0
         self.best_score = -math.inf
-        self.rank, world = rank_and_world()
-        self.distributed = world > 1
+        self.rank, self.world = rank_and_world()
+        self.distributed = self.world > 1
         self.leads = self.rank == 0
         self.listener = listener
         self.failed_together = False  # what `train` raised, it raised in all processes
@@ -344,7 +344,7 @@ class Trainer:
         gradients = [p.grad for p in self.objective.parameters() if p.grad is not None]
         flat = torch.cat([gradient.flatten() for gradient in gradients])
         torch.distributed.all_reduce(flat)
-        flat /= torch.distributed.get_world_size()
+        flat /= self.world
         for gradient, part in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
             gradient.copy_(part.view_as(gradient))
 

@@ -23,7 +23,7 @@ class _Request:
 class SharedTurn:
     """One thread at a time: two passes at once would share the processor and hold twice the memory.
 
-    `most` is how many pictures or windows are known to fit into memory together, once too many did not.
+    `most` is how many windows are known to fit into memory together, once too many did not; all threads keep to it.
     """
 
     def __init__(self) -> None:
@@ -52,9 +52,14 @@ class SharedTurn:
         request = _Request(item)
         with self._guard:
             self._waiting.append(request)
-        with self:
-            if not request.done:
-                self._do(request, work, fits)
+        try:
+            with self:
+                if not request.done:
+                    self._do(request, work, fits)
+        finally:
+            with self._guard:  # an interrupt may come while it waits
+                if request in self._waiting:
+                    self._waiting.remove(request)
         result: Result = request.result
         return result
 
@@ -64,6 +69,27 @@ class SharedTurn:
         work: Callable[[Sequence[Any]], Sequence[Any]],
         fits: Callable[[Sequence[Any], Any], bool],
     ) -> None:
+        chosen = self._taken(own, fits)
+        results: Sequence[Any] | None = None
+        try:
+            results = work([request.item for request in chosen])
+        except Exception:
+            if len(chosen) == 1:
+                raise
+        finally:
+            if results is None:
+                with self._guard:
+                    for other in chosen[1:]:
+                        other.alone = True
+                        self._waiting.append(other)
+        if results is None:  # behind the block above, which holds all memory of the pass that failed
+            chosen = [own]
+            results = work([own.item])
+        for request, result in zip(chosen, results, strict=True):
+            request.result, request.done = result, True
+
+    def _taken(self, own: _Request, fits: Callable[[Sequence[Any], Any], bool]) -> list[_Request]:
+        """The request and those that may join it, none of which waits any more."""
         chosen = [own]
         with self._guard:
             self._waiting.remove(own)
@@ -72,16 +98,4 @@ class SharedTurn:
                 if not alone and fits([request.item for request in chosen], other.item):
                     self._waiting.remove(other)
                     chosen.append(other)
-        try:
-            results = work([request.item for request in chosen])
-        except Exception:
-            if len(chosen) == 1:
-                raise
-            with self._guard:
-                for other in chosen[1:]:
-                    other.alone = True
-                self._waiting += chosen[1:]
-            chosen = [own]
-            results = work([own.item])
-        for request, result in zip(chosen, results, strict=True):
-            request.result, request.done = result, True
+        return chosen

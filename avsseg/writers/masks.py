@@ -24,8 +24,11 @@ if TYPE_CHECKING:
 
 
 def mask_file_name(index: int, info: VideoInfo, settings: TrackSettings) -> str:
-    """Five digits, or as many as the last mask of the whole video has, so that names sort as masks do."""
-    last = math.floor((info.duration_s or 0) * settings.rate)
+    """Five digits, or as many as the last mask of the whole video has, so that names sort as masks do.
+
+    A video that does not say how long it is gets five, and more from mask 100,000 on.
+    """
+    last = max(0, math.ceil((info.duration_s or 0) * settings.rate) - 1)
     return f"{index:0{max(5, len(str(last)))}d}.png"
 
 

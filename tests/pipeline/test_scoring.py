@@ -172,6 +172,14 @@ def test_windows_of_several_videos_that_take_too_much_memory_go_alone_from_then_
     assert model.together[5:] == [1, 1, 1, 1]
 
 
+def test_what_one_thread_learned_of_memory_no_other_forgets() -> None:
+    loaded = LoadedModel(Counting(), "counting", "", ("a",), True)
+    one, other = (WindowScorer(loaded, CPU, "fp32", at_once=8) for _ in range(2))
+    one._spare(4)
+    other._spare(8)
+    assert one.at_once == other.at_once == 2
+
+
 def test_on_a_processor_every_window_goes_alone() -> None:
     model = Counting()
     score_in_threads(LoadedModel(model, "counting", "", ("a",), True), [[2], [2], [2]], at_once=None)

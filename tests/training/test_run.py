@@ -233,6 +233,11 @@ def test_stage_plain_says_that_it_drops_what_blocks_learned(
         best = TrainingRun(tmp_path / stage, replace(quick, stage=stage, epochs=1)).train()
         build_model(replace(quick, start_from=str(best), stage="plain"))
     assert dropped not in caplog.text
+    # the encoders of a trained model come with its blocks
+    settings = replace(quick, stage="encoders", epochs=1, start_from="avs-mamba-tiny")
+    best = TrainingRun(tmp_path / "given", settings).train()
+    build_model(replace(quick, start_from=str(best), stage="plain"))
+    assert dropped in caplog.text
 
 
 def test_a_model_that_learns_the_classes_names_them_and_they_are_not_passed_on(

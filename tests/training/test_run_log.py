@@ -36,6 +36,19 @@ def test_a_log_that_a_full_disk_left_empty_gets_its_header(tmp_path: Path) -> No
     assert read(tmp_path / "val.csv")[0] == ["step", "minutes", "score"]
 
 
+def test_a_log_that_another_version_began_keeps_its_columns(tmp_path: Path) -> None:
+    RunLog(tmp_path).add("train", 20, 0.0, {"loss": 0.5, "gone": 1.0})
+    log = RunLog(tmp_path)
+    log.forget_after(20, 0)
+    log.add("train", 40, 60.0, {"loss": 0.25, "M_J": 0.1})
+    log.forget_after(40, 0)
+    assert read(tmp_path / "train.csv") == [
+        ["step", "minutes", "loss", "gone"],
+        ["20", "0.00", "0.50000", "1.00000"],
+        ["40", "1.00", "0.25000", "nan"],
+    ]
+
+
 def test_lines_beyond_a_step_and_those_cut_short_are_dropped(tmp_path: Path) -> None:
     log = RunLog(tmp_path)
     for step in (20, 40, 60):

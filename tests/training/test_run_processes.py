@@ -85,6 +85,15 @@ def _some_heard(_: EncoderObjective, batch: ClipBatch) -> torch.Tensor:
 
 def _encoders_of_two(rank: int, folder: Path, settings: TrainingSettings) -> None:
     EncoderObjective.right_seen, EncoderObjective.right_heard = _ladders_seen, _some_heard  # type: ignore[assignment]
+    fetch = AvsBenchClips.__getitem__
+
+    def counted(self: AvsBenchClips, index: int) -> ClipExample:
+        if self.augmentation is None:
+            with (folder / f"{rank}.txt").open("a") as file:
+                file.write(f"{index} ")
+        return fetch(self, index)
+
+    AvsBenchClips.__getitem__ = counted  # type: ignore[method-assign]
     _one_of_two(rank, folder, settings)
 
 
@@ -93,6 +102,7 @@ def test_two_processes_share_the_validation_of_encoders(
 ) -> None:
     settings = replace(quick, data=str(scenes_with_val), batch=1, epochs=1, stage="encoders")
     torch.multiprocessing.spawn(_encoders_of_two, (tmp_path, settings), nprocs=2)
+    assert [(tmp_path / f"{rank}.txt").read_text() for rank in (0, 1)] == ["0 2 ", "1 "]
     with (tmp_path / "two" / "val.csv").open() as file:
         shared = [row for row in csv.DictReader(file)][-1]
     monkeypatch.setattr(EncoderObjective, "right_seen", _ladders_seen)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import threading
 import time
+import weakref
 from collections.abc import Callable, Sequence
 
 import pytest
@@ -19,18 +20,24 @@ class Bench:
         self.together: list[list[int]] = []
         self.told: dict[int, object] = {}
 
-    def ask(self, items: Sequence[int], spoilt: Callable[[Sequence[int]], bool], most: int = 3) -> None:
+    def ask(
+        self,
+        items: Sequence[int],
+        spoilt: Callable[[Sequence[int]], bool],
+        most: int = 3,
+        error: type[BaseException] = ValueError,
+    ) -> None:
         def work(chosen: Sequence[int]) -> list[int]:
             self.together.append(list(chosen))
             if spoilt(chosen):
-                raise ValueError(f"spoilt: {list(chosen)}")
+                raise error(f"spoilt: {list(chosen)}")
             return [10 * item for item in chosen]
 
         def one(item: int) -> None:
             try:
                 self.told[item] = self.turn.combined(item, work, lambda chosen, _: len(chosen) < most)
-            except ValueError as error:
-                self.told[item] = str(error)
+            except error as raised:
+                self.told[item] = str(raised)
 
         threads = []
         with self.turn:
@@ -81,3 +88,42 @@ def test_the_turn_is_free_after_an_error() -> None:
     with pytest.raises(ValueError, match="spoilt"):
         turn.combined(1, broken, lambda chosen, other: True)
     assert turn.combined(1, list, lambda chosen, other: True) == 1
+
+
+class Held:
+    """Stands for the memory of a pass."""
+
+
+def test_what_a_failed_pass_held_is_free_when_it_is_tried_again_one_by_one() -> None:
+    turn = SharedTurn()
+    held: list[weakref.ref[Held]] = []
+    free: list[bool] = []
+
+    def work(chosen: Sequence[int]) -> Sequence[int]:
+        free.append(all(reference() is None for reference in held))
+        memory = Held()
+        held.append(weakref.ref(memory))
+        if len(chosen) > 1:
+            raise RuntimeError("out of memory")
+        return chosen
+
+    with turn:
+        threads = [threading.Thread(target=turn.combined, args=(i, work, lambda chosen, _: True)) for i in range(2)]
+        for thread in threads:
+            thread.start()
+        end = time.monotonic() + PATIENCE_S
+        while len(turn._waiting) < 2 and time.monotonic() < end:
+            time.sleep(0.001)
+    for thread in threads:
+        thread.join(PATIENCE_S)
+    assert free == [True] * 3
+
+
+def test_an_interrupt_leaves_the_others_their_turn() -> None:
+    bench = Bench()
+    bench.ask([1, 2, 3], lambda chosen: len(chosen) > 1, error=KeyboardInterrupt)
+    stopped = [item for item, told in bench.told.items() if isinstance(told, str)]
+    assert len(stopped) == 1
+    assert {item: told for item, told in bench.told.items() if item not in stopped} == {
+        item: 10 * item for item in {1, 2, 3} - set(stopped)
+    }

@@ -45,7 +45,13 @@ def test_one_class_gives_grey_pictures_of_0_and_255_at_display_size(
 
 @pytest.mark.parametrize(
     ("duration_s", "rate", "name"),
-    [(None, 25.0, "00007.png"), (3999.9, 25.0, "00007.png"), (4000.0, 25.0, "000007.png"), (1e6, 1.0, "0000007.png")],
+    [
+        (None, 25.0, "00007.png"),
+        (3999.9, 25.0, "00007.png"),
+        (4000.0, 25.0, "00007.png"),
+        (4000.1, 25.0, "000007.png"),
+        (1e6 + 1, 1.0, "0000007.png"),
+    ],
 )
 def test_names_of_a_long_track_sort_as_its_masks(
     duration_s: float | None, rate: float, name: str, info: VideoInfo, track_settings: Callable[..., TrackSettings]
