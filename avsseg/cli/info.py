@@ -144,6 +144,9 @@ def _weights() -> dict[str, str]:
     facts = {
         f"weights {name}": f"{printable(weights.path)} sha256 {weights.sha256}" for name, weights in shipped.items()
     }
+    cards = {weights.path.with_name("MODEL_CARD.md") for weights in shipped.values()}
+    if found := [printable(card) for card in sorted(cards) if card.is_file()]:
+        facts["model card"] = ", ".join(found)
     if DEFAULT_MODEL not in shipped:
         facts[f"weights {DEFAULT_MODEL}"] = "missing: run needs --model FILE or --allow-untrained"
     return facts

@@ -31,6 +31,7 @@ def test_info_says_what_runs_and_why(avsseg_main: Callable[..., CompletedProcess
     for name, reason in available_backends().items():
         assert not reason or f"{name} cannot be used: {reason}" in facts["scan back end"]
     assert any(name.startswith("weights") for name in facts)
+    assert "## Data" in Path(facts["model card"]).read_text(encoding="utf-8")
 
 
 def test_info_says_why_the_compiled_scan_is_not_used(
