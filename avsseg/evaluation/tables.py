@@ -98,14 +98,20 @@ def _note(key: str, result: Mapping[str, Any]) -> str:
         unseen = sum(not part["frames"] for part in result[key].values())
         never = f"; {unseen} classes occur in no frame and count as 0 in M_J and M_F" if unseen else ""
         return f"frames: those in which the class is predicted or true{never}"
+    notes = []
     if result["subset"] == "avss":
-        return "M_J and M_F are over all classes, of which those that do not occur in a part count as 0"
-    notes = ["a frame counts for each class that its truth shows"] if (key, result["subset"]) == _LISTED else []
-    if result["protocol"] == "strict":
-        notes.append("M_J and M_F are over the frames with truth")
+        notes.append("M_J and M_F are over all classes, of which those that do not occur in a part count as 0")
     else:
-        notes.append(f"each part as if its clips were all, {result['batch']} a batch")
-        notes.append("M_J is over all frames, M_F over those with truth")
+        if (key, result["subset"]) == _LISTED:
+            notes.append("a frame counts for each class that its truth shows")
+        if result["protocol"] == "strict":
+            notes.append("M_J and M_F are over the frames with truth")
+        else:
+            notes.append(f"each part as if its clips were all, {result['batch']} a batch")
+            notes.append("M_J is over all frames, M_F over those with truth")
+    unknown = result["frames"] - sum(part["frames"] for part in result[key].values()) if key == "per_sources" else 0
+    if unknown:
+        notes.append(f"{unknown} frames of clips whose number of sources nothing tells are in no part")
     return "; ".join(notes)
 
 

@@ -20,6 +20,7 @@ from avsseg.errors import UsageError
 from avsseg.evaluation.evaluate import Evaluation, EvaluationSettings
 from avsseg.evaluation.report import write_report
 from avsseg.evaluation.strips import STEP, draw_strip
+from avsseg.evaluation.tables import tables
 from avsseg.media.audio import SILENT_LOG_MEL
 from avsseg.weights.store import LoadedModel
 
@@ -154,6 +155,13 @@ def test_scores_of_avss_by_number_of_sources(
         part = whole["per_sources"][count]
         assert part == {key: alone[key] for key in part}
         assert part["M_J_of_occurring"] == pytest.approx(part["M_J"] * 71 / part["occurring_classes"])
+    assert not any("nothing tells" in table.note for table in tables(whole))
+    table.write_text(everything.replace("v2_clip,0,0,background_woman_man,", "v2_clip,0,0,,"))
+    partly = run()
+    missing = partly["frames"] - partly["per_sources"]["1"]["frames"]
+    assert missing > 0
+    (note,) = [table.note for table in tables(partly) if table.title == "by number of sources"]
+    assert note.endswith(f"; {missing} frames of clips whose number of sources nothing tells are in no part")
     # nothing is said where the table does not
     table.write_text(everything.replace("a_obj", "notes"))
     unknown = run()

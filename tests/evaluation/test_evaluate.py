@@ -21,6 +21,7 @@ from avsseg.evaluation.contents import Contents
 from avsseg.evaluation.evaluate import Evaluation, EvaluationSettings, trained_mute
 from avsseg.evaluation.report import write_report
 from avsseg.evaluation.strips import draw_strip
+from avsseg.evaluation.tables import tables
 from avsseg.weights.store import LoadedModel
 
 CLIPS = 3
@@ -138,6 +139,8 @@ def test_the_number_of_sources_of_clips_that_no_listing_has(
     partly = Evaluation(listener, EvaluationSettings(folder, workers=0)).run()
     assert {clip["name"]: clip["sources"] for clip in partly["per_clip"]}[left_out] is None
     assert sum(part["frames"] for part in partly["per_sources"].values()) == 5 * (CLIPS - 1)
+    (note,) = [table.note for table in tables(partly) if table.title == "by number of sources"]
+    assert note.endswith("; 5 frames of clips whose number of sources nothing tells are in no part")
     table.unlink()
     unlisted = Evaluation(listener, EvaluationSettings(folder, workers=0)).run()
     assert "per_sources" not in unlisted
