@@ -13,7 +13,7 @@ from torch import Tensor
 from avsseg.data.avsbench import ClipExample
 from avsseg.data.avss_classes import CLASS_NAMES
 from avsseg.evaluation.contents import Contents
-from avsseg.evaluation.scores import SplitScores, mean, seconds
+from avsseg.evaluation.scores import ClipShare, SplitScores, mean, seconds
 from avsseg.metrics.semantic import SemanticMetrics, confusion
 
 
@@ -43,7 +43,7 @@ class ClassScores(SplitScores):
     def marked(self, prediction: Tensor) -> Tensor:
         return prediction > 0
 
-    def _add(self, example: ClipExample, prediction: Tensor, sources: int | None) -> float:
+    def _add(self, example: ClipExample, prediction: Tensor, sources: int | None) -> ClipShare:
         scored = self.scored(example)
         frames = zip(prediction[:, None], example.masks[scored][:, None], strict=True)
         counts = torch.cat([confusion(predicted, truth, len(CLASS_NAMES)) for predicted, truth in frames])
@@ -51,9 +51,11 @@ class ClassScores(SplitScores):
         if sources is not None:
             self._by_sources[sources].add(counts)
         with_truth = counts[counts[:, 1:].sum((1, 2)) > 0]
-        own = SemanticMetrics(len(CLASS_NAMES))
+        own, whole = SemanticMetrics(len(CLASS_NAMES)), SemanticMetrics(len(CLASS_NAMES))
         own.add(with_truth)
-        return mean([iou for iou in own.result()["iou_per_class"][1:] if not math.isnan(iou)])
+        whole.add(counts)
+        M_J = mean([iou for iou in own.result()["iou_per_class"][1:] if not math.isnan(iou)])
+        return ClipShare(M_J, *whole.frame_iou_per_class())
 
     def _scores(self) -> dict[str, Any]:
         return dict(self._all.result())

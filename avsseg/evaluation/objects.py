@@ -7,12 +7,13 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from avsseg.data.avsbench import ClipExample
 from avsseg.evaluation.contents import Contents
-from avsseg.evaluation.scores import SplitScores, seconds
+from avsseg.evaluation.scores import ClipShare, SplitScores, seconds
 from avsseg.metrics.object import AvsBenchClipMetrics, StrictObjectMetrics, frame_scores
 
 THRESHOLD = 0.5
@@ -27,6 +28,7 @@ class ObjectScores(SplitScores):
 
     def __init__(self, contents: Contents, metrics: Callable[[], Metrics]) -> None:
         super().__init__(contents)
+        self._clips_alike = isinstance(metrics(), AvsBenchClipMetrics)
         self._all = metrics()
         self._by_category: dict[str, Metrics] = defaultdict(metrics)
         self._by_sources: dict[int, Metrics] = defaultdict(metrics)
@@ -40,7 +42,7 @@ class ObjectScores(SplitScores):
     def marked(self, prediction: Tensor) -> Tensor:
         return prediction > THRESHOLD
 
-    def _add(self, example: ClipExample, prediction: Tensor, sources: int | None) -> float:
+    def _add(self, example: ClipExample, prediction: Tensor, sources: int | None) -> ClipShare:
         scores = frame_scores(prediction, example.masks[self.scored(example)] > 0)
         self._all.update(scores)
         if sources is not None:
@@ -49,7 +51,10 @@ class ObjectScores(SplitScores):
             self._by_category[category].update(scores.at(frames))
         seen = scores.truth > 0
         iou = scores.intersection[seen] / scores.union[seen]
-        return float(iou.mean()) if len(iou) else math.nan
+        M_J = float(iou.mean()) if len(iou) else math.nan
+        if self._clips_alike:
+            return ClipShare(M_J, scores.iou.mean()[None], torch.ones(1))
+        return ClipShare(M_J, scores.iou[seen].sum()[None], seen.sum()[None])
 
     def _frames_by_category(self, example: ClipExample) -> Iterator[tuple[str, list[int]]]:
         """Each category of a clip, and which of its scored frames count for it.

@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from avsseg.data.avsbench import ClipExample
 from avsseg.evaluation.contents import Contents
+from avsseg.metrics.interval import clip_interval
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,14 @@ class ClipResult:
     silent_area: float
 
 
+class ClipShare(NamedTuple):
+    """A clip's own M_J, and what it adds to that of the split: (K,) totals over (K,) counts, in each of K classes."""
+
+    M_J: float
+    totals: Tensor
+    counts: Tensor
+
+
 class SplitScores(ABC):
     """One pass over a split, clip by clip: T seconds a clip, F of them scored."""
 
@@ -41,6 +50,7 @@ class SplitScores(ABC):
         self._clips: list[ClipResult] = []
         self._areas: list[float] = []
         self._silent: list[float] = []
+        self._shares: list[ClipShare] = []
 
     def scored(self, example: ClipExample) -> Tensor:
         """(T,) bool: the F seconds that are scored, at least those that are real and have truth."""
@@ -64,23 +74,35 @@ class SplitScores(ABC):
         areas = self.areas(prediction, example)
         silent = areas[~(example.masks[example.annotated & example.real] > 0).flatten(1).any(1)].tolist()
         sources = self.contents.sources(example)
-        M_J = self._add(example, prediction, sources)
-        self._clips.append(ClipResult(index, example.name, example.category, sources, M_J, mean(silent)))
+        share = self._add(example, prediction, sources)
+        self._shares.append(share)
+        self._clips.append(ClipResult(index, example.name, example.category, sources, share.M_J, mean(silent)))
         self._areas.append(mean(areas.tolist()))
         self._silent += silent
 
     @abstractmethod
-    def _add(self, example: ClipExample, prediction: Tensor, sources: int | None) -> float:
-        """Adds a clip to the scores; its own M_J, see `ClipResult`."""
+    def _add(self, example: ClipExample, prediction: Tensor, sources: int | None) -> ClipShare:
+        """Adds a clip to the scores; its own M_J is that of `ClipResult`."""
 
     def result(self) -> dict[str, Any]:
         """Scores, areas and breakdowns, ready for JSON; `predicted_area` is a mean over clips of means over frames."""
         return {
             **self._scores(),
+            "M_J_interval": self._interval(),
             "silent_frames": {"frames": len(self._silent), "false_positive_area": mean(self._silent)},
             "predicted_area": mean(self._areas),
             **self._breakdowns(),
         }
+
+    def _interval(self) -> list[float]:
+        """Where M_J would lie on other clips of the same kind, see `clip_interval`."""
+        if not self._shares:
+            return [math.nan, math.nan]
+        totals, counts = (
+            torch.stack([getattr(share, name) for share in self._shares]).double().numpy()
+            for name in ("totals", "counts")
+        )
+        return list(clip_interval(totals, counts))
 
     @property
     def per_clip(self) -> list[dict[str, Any]]:

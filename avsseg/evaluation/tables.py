@@ -68,9 +68,13 @@ def conditions(result: Mapping[str, Any]) -> str:
 def tables(result: Mapping[str, Any]) -> Iterator[Table]:
     """The scores of the whole split, its parts, and the replaced sounds."""
     rows = [(label, cell(result[key])) for key, label in _WHOLE if key in result]
+    low, high = result["M_J_interval"]
+    if not math.isnan(low):
+        rows.insert(1, ("M_J, 95 % interval", f"{low:.4f} to {high:.4f}"))
     silent = result["silent_frames"]
     rows.append((f"area marked on {silent['frames']} silent frames", cell(silent["false_positive_area"])))
-    yield Table("whole split", ("value",), tuple(rows))
+    note = "95 % interval: of M_J on as many clips, drawn again from these" if not math.isnan(low) else ""
+    yield Table("whole split", ("value",), tuple(rows), note)
     by_sources = _CLASS_PARTS if result["subset"] == "avss" else _OBJECT_PARTS
     for key, title, columns in (
         ("per_category", "by category", _OBJECT_PARTS),

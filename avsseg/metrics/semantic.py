@@ -97,6 +97,10 @@ class SemanticMetrics:
         for name in ("_iou", "_f", "_intersection", "_union", "_frames_per_class", "_frames"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
 
+    def frame_iou_per_class(self) -> tuple[Tensor, Tensor]:
+        """Of each class the sum of its IoU over the frames in which it occurs, and their number: M_J's parts."""
+        return self._iou, self._frames_per_class
+
     def result(self) -> SemanticResult:
         """M_J, M_F: over all classes, one that never occurs counts 0; ..._without_background: class 0 dropped;
         ..._of_occurring: classes that never occur dropped.

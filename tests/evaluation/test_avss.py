@@ -17,7 +17,7 @@ from avsseg.cli.evaluate import print_tables, without_nan
 from avsseg.data.avss_classes import CLASS_NAMES
 from avsseg.data.layout_writer import write_wav
 from avsseg.errors import UsageError
-from avsseg.evaluation.evaluate import Evaluation, EvaluationSettings
+from avsseg.evaluation.evaluate import Evaluation, EvaluationSettings, Protocol
 from avsseg.evaluation.report import write_report
 from avsseg.evaluation.strips import STEP, draw_strip
 from avsseg.evaluation.tables import tables
@@ -167,6 +167,23 @@ def test_scores_of_avss_by_number_of_sources(
     unknown = run()
     assert "per_sources" not in unknown
     assert [clip["sources"] for clip in unknown["per_clip"]] == [None, None]
+
+
+@pytest.mark.parametrize("protocol", ["strict", "avsbench"])
+def test_the_interval_of_avss_is_over_classes_and_clips(
+    semantic: Path, labeller: LoadedModel, monkeypatch: pytest.MonkeyPatch, protocol: Protocol
+) -> None:
+    given: list[np.ndarray] = []
+
+    def kept(totals: np.ndarray, counts: np.ndarray) -> tuple[float, float]:
+        given.extend([totals, counts])
+        return 0.25, 0.75
+
+    monkeypatch.setattr("avsseg.evaluation.scores.clip_interval", kept)
+    result = Evaluation(labeller, EvaluationSettings(semantic, "avss", protocol=protocol, workers=0, size=16)).run()
+    totals, counts = (part.sum(0) for part in given)
+    assert result["M_J_interval"] == [0.25, 0.75]
+    assert np.divide(totals, counts, out=np.zeros(71), where=counts > 0).mean() == pytest.approx(result["M_J"])
 
 
 def test_a_clip_of_avss_by_itself(semantic: Path, labeller: LoadedModel) -> None:

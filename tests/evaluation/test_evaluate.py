@@ -18,10 +18,11 @@ from avsseg.data.layout_writer import write_wav
 from avsseg.data.synthetic_dataset import SynthSettings, write_dataset
 from avsseg.errors import DataError, UsageError
 from avsseg.evaluation.contents import Contents
-from avsseg.evaluation.evaluate import Evaluation, EvaluationSettings, trained_mute
+from avsseg.evaluation.evaluate import Evaluation, EvaluationSettings, Protocol, trained_mute
 from avsseg.evaluation.report import write_report
 from avsseg.evaluation.strips import draw_strip
 from avsseg.evaluation.tables import tables
+from avsseg.metrics.interval import clip_interval
 from avsseg.weights.store import LoadedModel
 
 CLIPS = 3
@@ -76,6 +77,28 @@ def test_the_official_arithmetic_depends_on_the_batch(scenes: Path, listener: Lo
     assert results[0]["M_F"] >= results[2]["M_F"]
     assert results[0]["M_J"] == pytest.approx(results[2]["M_J"])  # batches of one size
     assert results[0]["M_J"] != pytest.approx(results[1]["M_J"], abs=1e-9)  # a short last batch
+
+
+@pytest.mark.parametrize("protocol", ["strict", "avsbench"])
+def test_the_interval_is_over_the_clips_that_make_m_j(
+    scenes: Path, listener: LoadedModel, monkeypatch: pytest.MonkeyPatch, protocol: Protocol
+) -> None:
+    given: list[np.ndarray] = []
+
+    def kept(totals: np.ndarray, counts: np.ndarray) -> tuple[float, float]:
+        given.extend([totals, counts])
+        return clip_interval(totals, counts)
+
+    monkeypatch.setattr("avsseg.evaluation.scores.clip_interval", kept)
+    result = Evaluation(listener, EvaluationSettings(scenes, protocol=protocol, workers=0, size=32)).run()
+    totals, counts = given
+    assert totals.shape == counts.shape == (CLIPS, 1)
+    assert totals.sum() / counts.sum() == pytest.approx(result["M_J"], rel=1e-6)
+    low, high = result["M_J_interval"]
+    assert low <= result["M_J"] <= high
+    assert low < high
+    (row,) = [row for table in tables(result) for row in table.rows if row[0] == "M_J, 95 % interval"]
+    assert row[1] == f"{low:.4f} to {high:.4f}"
 
 
 def test_scores_by_number_of_sources(scenes: Path, listener: LoadedModel) -> None:
