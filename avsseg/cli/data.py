@@ -51,7 +51,7 @@ def synth(
     subset: Annotated[SubsetName, typer.Option(help="Layout: one source a clip, or several.")] = SubsetName.ms3,
     clips: Annotated[int, typer.Option(min=0, help="Training clips.")] = 400,
     val_clips: Annotated[int, typer.Option(min=0, help="Validation clips.")] = 40,
-    test_clips: Annotated[int, typer.Option(min=0, help="Test clips, of textures and sounds not in training.")] = 40,
+    test_clips: Annotated[int, typer.Option(min=0, help="Test clips, of textures and sounds not in training.")] = 200,
     seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same dataset.")] = 0,
     size: Annotated[int, typer.Option(min=32, help="Side of frames and masks in pixels.")] = 224,
     jobs: Annotated[int, typer.Option(min=1, help="Processes.")] = 1,
