@@ -112,9 +112,7 @@ def run(
     threshold: Annotated[
         float,
         typer.Option(
-            min=0.0,
-            max=1.0,
-            help="Probability above which a pixel sounds, between 0 and 1. With several classes the likeliest counts.",
+            help="Probability above which a pixel sounds, above 0 and below 1. With several classes the likeliest counts.",
             rich_help_panel=_OUTPUT,
         ),
     ] = OutputOptions.threshold,
