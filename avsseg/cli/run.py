@@ -112,7 +112,8 @@ def run(
     threshold: Annotated[
         float,
         typer.Option(
-            help="Probability above which a pixel sounds, above 0 and below 1. With several classes the likeliest counts.",
+            help="Probability above which a pixel sounds, above 0 and below 1. With several classes the likeliest "
+            "counts.",
             rich_help_panel=_OUTPUT,
         ),
     ] = OutputOptions.threshold,
