@@ -284,9 +284,10 @@ def _leads() -> bool:
 def _run(out: Path, settings: TrainingSettings, *, resume: bool, staged: bool) -> None:
     from avsseg.training.distributed import process_group
 
-    logging.getLogger("avsseg").setLevel(logging.INFO)
     distributed = "TORCHELASTIC_RUN_ID" in os.environ
     leads = _leads()
+    # the others would say everything once more
+    logging.getLogger("avsseg").setLevel(logging.INFO if leads else logging.ERROR)
     with process_group() if distributed else contextlib.nullcontext(), _reporter(leads) as listener:
         if staged:
             best = _run_stages(out, settings, listener, resume=resume)

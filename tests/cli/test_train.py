@@ -189,7 +189,8 @@ def test_ctrl_c_keeps_the_state_and_resume_goes_on(scenes: Path, tmp_path: Path)
 def test_two_processes_of_torchrun_stop_together_and_go_on(scenes: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "avsseg"]
-    command = [*torchrun, *arguments(scenes, run, "--epochs", "500", "--set", "validate-minutes=99")]
+    fine_tune = ("--from", "avs-mamba-tiny", "--epochs", "500", "--set", "validate-minutes=99")
+    command = [*torchrun, *arguments(scenes, run, *fine_tune)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     inherited = signal.getsignal(signal.SIGINT)
     if inherited is signal.SIG_IGN:  # as in a shell's background, which the processes would hand down
@@ -205,6 +206,7 @@ def test_two_processes_of_torchrun_stop_together_and_go_on(scenes: Path, tmp_pat
         process.send_signal(signal.SIGINT)
         _, stderr = process.communicate(timeout=120)
     assert stderr.count(f"go on with: avsseg train --resume --out {run}") == 1, stderr
+    assert stderr.count("avs-mamba-tiny works at 160 pixels") == 1, stderr
     step = load_checkpoint(run / "last.pt")["step"]
     command = [*torchrun, "train", "--resume", "--out", str(run), "--epochs", str(step + 1)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
