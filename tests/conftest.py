@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import Callable, Iterator
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 if "PYTEST_XDIST_WORKER" in os.environ:
@@ -17,6 +19,7 @@ from avsseg.media.ffmpeg import find_ffmpeg
 from avsseg.model.avs_mamba import AvsMamba
 from avsseg.model.config import AvsMambaConfig
 from avsseg.weights import save_model
+from avsseg.weights.turn import SharedTurn
 
 
 def _make_video(
@@ -79,3 +82,23 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     yield folder
     # lazily: the exception that a test has caught may still hold PyTorch's open file
     subprocess.run(["umount", "-l", folder], check=True)
+
+
+@pytest.fixture(scope="session")
+def all_wait_for() -> Callable[[SharedTurn, Sequence[Callable[[], object]]], None]:
+    """Runs each in a thread of its own; nobody gets the turn before all of them wait for it."""
+
+    def run(turn: SharedTurn, works: Sequence[Callable[[], object]], patience_s: float = 30) -> None:
+        threads = [threading.Thread(target=work) for work in works]
+        with turn:
+            for number, thread in enumerate(threads, start=1):
+                thread.start()
+                end = time.monotonic() + patience_s
+                while len(turn._waiting) < number and time.monotonic() < end:
+                    time.sleep(0.001)
+        for thread in threads:
+            thread.join(patience_s)
+            assert not thread.is_alive()
+        assert not turn._waiting
+
+    return run

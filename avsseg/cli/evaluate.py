@@ -121,17 +121,22 @@ def evaluate(
         with memory_faults(printable(data), "Close other programs, or give a smaller --size"):
             result = evaluation.run(lambda: progress.advance(task))
     text = json.dumps(without_nan(result), indent=2)
-    if as_json:
-        typer.echo(text)
-    else:
-        print_tables(result)
-    if out:
-        with written_whole(out) as partial:
-            partial.write_text(text + "\n")
-    if report:
-        from avsseg.evaluation.report import write_report
+    page: Path | None = None
+    try:
+        if out:
+            with written_whole(out) as partial:
+                partial.write_text(text + "\n")
+        if report:
+            from avsseg.evaluation.report import write_report
 
-        typer.echo(str(write_report(report, evaluation, result)), err=as_json)
+            page = write_report(report, evaluation, result)
+    finally:  # behind the files, since `| head` closes the pipe, and also where a full disk refused them
+        if as_json:
+            typer.echo(text)
+        else:
+            print_tables(result)
+    if page:
+        typer.echo(str(page), err=as_json)
 
 
 def without_nan(value: Any) -> Any:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from subprocess import CompletedProcess
@@ -169,3 +172,33 @@ def test_out_of_memory_names_the_folder_and_a_remedy(
     assert outcome.stderr == (
         f"avsseg: error: {scenes}: memory ran out. Close other programs, or give a smaller --size\n"
     )
+
+
+@pytest.mark.skipif(os.name == "nt", reason="closes a POSIX pipe")
+def test_files_are_written_also_where_nobody_reads_the_tables(scenes: Path, tmp_path: Path) -> None:
+    model = checkpoint(tmp_path / "model.safetensors")
+    out, report = tmp_path / "result.json", tmp_path / "report"
+    command = map(str, [sys.executable, "-m", "avsseg", *arguments(scenes, model, "--out", out, "--report", report)])
+    reading, writing = os.pipe()
+    os.close(reading)
+    try:
+        done = subprocess.run(list(command), stdout=writing, stderr=subprocess.PIPE, text=True, timeout=300)
+    finally:
+        os.close(writing)
+    assert "Traceback" not in done.stderr
+    assert json.loads(out.read_text())["clips"] == 1
+    assert (report / "index.html").exists()
+
+
+def test_the_tables_are_printed_also_where_a_file_is_refused(
+    avsseg_main: Main, scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*_: object) -> None:
+        raise OutputError("index.html: no space left on the device")
+
+    monkeypatch.setattr("avsseg.evaluation.report.write_report", refused)
+    model = checkpoint(tmp_path / "model.safetensors")
+    outcome = avsseg_main(*arguments(scenes, model, "--report", tmp_path / "report"))
+    assert outcome.returncode == OutputError.exit_code
+    assert "M_J" in outcome.stdout
+    assert outcome.stderr.endswith("avsseg: error: index.html: no space left on the device\n")

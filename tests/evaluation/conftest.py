@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from avsseg.data.avss_classes import CLASS_NAMES
 from avsseg.data.layout_writer import write_wav
 from avsseg.data.synthetic_dataset import SynthSettings, write_dataset
+from avsseg.metrics.interval import clip_interval
 from avsseg.model.config import AvsMambaConfig
 from avsseg.weights.store import LoadedModel
 
@@ -85,3 +86,16 @@ def semantic(tmp_path: Path) -> Path:
         rows.append(f"x,{label}_clip,0,0,woman,test,{label}")
     (tmp_path / "metadata.csv").write_text("\n".join(rows) + "\n")
     return tmp_path
+
+
+@pytest.fixture
+def interval_parts(monkeypatch: pytest.MonkeyPatch) -> list[np.ndarray]:
+    """Receives the totals and the counts that a result's interval is made of."""
+    given: list[np.ndarray] = []
+
+    def kept(totals: np.ndarray, counts: np.ndarray) -> tuple[float, float]:
+        given.extend([totals, counts])
+        return clip_interval(totals, counts)
+
+    monkeypatch.setattr("avsseg.evaluation.scores.clip_interval", kept)
+    return given

@@ -22,6 +22,7 @@ from avsseg.evaluation.report import write_report
 from avsseg.evaluation.strips import STEP, draw_strip
 from avsseg.evaluation.tables import tables
 from avsseg.media.audio import SILENT_LOG_MEL
+from avsseg.metrics.interval import clip_interval
 from avsseg.weights.store import LoadedModel
 
 V1M, V2 = "v1m_clip", "v2_clip"
@@ -171,18 +172,11 @@ def test_scores_of_avss_by_number_of_sources(
 
 @pytest.mark.parametrize("protocol", ["strict", "avsbench"])
 def test_the_interval_of_avss_is_over_classes_and_clips(
-    semantic: Path, labeller: LoadedModel, monkeypatch: pytest.MonkeyPatch, protocol: Protocol
+    semantic: Path, labeller: LoadedModel, interval_parts: list[np.ndarray], protocol: Protocol
 ) -> None:
-    given: list[np.ndarray] = []
-
-    def kept(totals: np.ndarray, counts: np.ndarray) -> tuple[float, float]:
-        given.extend([totals, counts])
-        return 0.25, 0.75
-
-    monkeypatch.setattr("avsseg.evaluation.scores.clip_interval", kept)
     result = Evaluation(labeller, EvaluationSettings(semantic, "avss", protocol=protocol, workers=0, size=16)).run()
-    totals, counts = (part.sum(0) for part in given)
-    assert result["M_J_interval"] == [0.25, 0.75]
+    assert result["M_J_interval"] == list(clip_interval(*interval_parts))
+    totals, counts = (part.sum(0) for part in interval_parts)
     assert np.divide(totals, counts, out=np.zeros(71), where=counts > 0).mean() == pytest.approx(result["M_J"])
 
 

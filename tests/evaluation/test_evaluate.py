@@ -22,7 +22,6 @@ from avsseg.evaluation.evaluate import Evaluation, EvaluationSettings, Protocol,
 from avsseg.evaluation.report import write_report
 from avsseg.evaluation.strips import draw_strip
 from avsseg.evaluation.tables import tables
-from avsseg.metrics.interval import clip_interval
 from avsseg.weights.store import LoadedModel
 
 CLIPS = 3
@@ -81,17 +80,10 @@ def test_the_official_arithmetic_depends_on_the_batch(scenes: Path, listener: Lo
 
 @pytest.mark.parametrize("protocol", ["strict", "avsbench"])
 def test_the_interval_is_over_the_clips_that_make_m_j(
-    scenes: Path, listener: LoadedModel, monkeypatch: pytest.MonkeyPatch, protocol: Protocol
+    scenes: Path, listener: LoadedModel, interval_parts: list[np.ndarray], protocol: Protocol
 ) -> None:
-    given: list[np.ndarray] = []
-
-    def kept(totals: np.ndarray, counts: np.ndarray) -> tuple[float, float]:
-        given.extend([totals, counts])
-        return clip_interval(totals, counts)
-
-    monkeypatch.setattr("avsseg.evaluation.scores.clip_interval", kept)
     result = Evaluation(listener, EvaluationSettings(scenes, protocol=protocol, workers=0, size=32)).run()
-    totals, counts = given
+    totals, counts = interval_parts
     assert totals.shape == counts.shape == (CLIPS, 1)
     assert totals.sum() / counts.sum() == pytest.approx(result["M_J"], rel=1e-6)
     low, high = result["M_J_interval"]

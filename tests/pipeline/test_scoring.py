@@ -1,8 +1,7 @@
 from __future__ import annotations
 
-import threading
-import time
-from collections.abc import Iterator, Sequence
+import functools
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -123,33 +122,30 @@ def test_less_memory_means_fewer_windows_at_once_and_the_same_masks() -> None:
     assert model.together == [1, 8, 4, 2, 2, 2, 2, 1]
 
 
-def score_in_threads(
-    loaded: LoadedModel, videos: Sequence[Sequence[int]], at_once: int | None
-) -> list[list[np.ndarray]]:
+ScoreInThreads = Callable[[LoadedModel, Sequence[Sequence[int]], "int | None"], list[list[np.ndarray]]]
+
+
+@pytest.fixture
+def score_in_threads(all_wait_for: Callable[..., None]) -> ScoreInThreads:
     """What each video is told, all of them at once; nobody gets the model before the first window of each waits."""
-    told: list[list[np.ndarray]] = [[] for _ in videos]
 
-    def one(number: int) -> None:
-        own = WindowScorer(loaded, CPU, "fp32", at_once=at_once)
-        told[number] = [probability for _, probability, _ in own.score(windows_of(videos[number]))]
+    def score(loaded: LoadedModel, videos: Sequence[Sequence[int]], at_once: int | None) -> list[list[np.ndarray]]:
+        told: list[list[np.ndarray]] = [[] for _ in videos]
 
-    threads = [threading.Thread(target=one, args=(number,)) for number in range(len(videos))]
-    with loaded.turn:
-        for thread in threads:
-            thread.start()
-        end = time.monotonic() + 30
-        while len(loaded.turn._waiting) < len(videos) and time.monotonic() < end:
-            time.sleep(0.001)
-    for thread in threads:
-        thread.join(30)
-        assert not thread.is_alive()
-    return told
+        def one(number: int) -> None:
+            own = WindowScorer(loaded, CPU, "fp32", at_once=at_once)
+            told[number] = [probability for _, probability, _ in own.score(windows_of(videos[number]))]
+
+        all_wait_for(loaded.turn, [functools.partial(one, number) for number in range(len(videos))])
+        return told
+
+    return score
 
 
-def test_windows_of_several_videos_go_together() -> None:
+def test_windows_of_several_videos_go_together(score_in_threads: ScoreInThreads) -> None:
     model = Counting()
     videos = [[4], [4, 2], [3], [4, 4]]
-    told = score_in_threads(LoadedModel(model, "counting", "", ("a",), True), videos, at_once=3)
+    told = score_in_threads(LoadedModel(model, "counting", "", ("a",), True), videos, 3)
     for lengths, probabilities in zip(videos, told, strict=True):
         for probability, wanted in zip(probabilities, expected(lengths), strict=True):
             np.testing.assert_array_equal(probability, wanted)
@@ -158,11 +154,13 @@ def test_windows_of_several_videos_go_together() -> None:
     assert sum(model.together) == 6
 
 
-def test_windows_of_several_videos_that_take_too_much_memory_go_alone_from_then_on() -> None:
+def test_windows_of_several_videos_that_take_too_much_memory_go_alone_from_then_on(
+    score_in_threads: ScoreInThreads,
+) -> None:
     model = Counting(most=1)
     loaded = LoadedModel(model, "counting", "", ("a",), True)
     videos = [[2], [2], [2], [2]]
-    told = score_in_threads(loaded, videos, at_once=2)
+    told = score_in_threads(loaded, videos, 2)
     for lengths, probabilities in zip(videos, told, strict=True):
         for probability, wanted in zip(probabilities, expected(lengths), strict=True):
             np.testing.assert_array_equal(probability, wanted)
@@ -180,9 +178,9 @@ def test_what_one_thread_learned_of_memory_no_other_forgets() -> None:
     assert one.at_once == other.at_once == 2
 
 
-def test_on_a_processor_every_window_goes_alone() -> None:
+def test_on_a_processor_every_window_goes_alone(score_in_threads: ScoreInThreads) -> None:
     model = Counting()
-    score_in_threads(LoadedModel(model, "counting", "", ("a",), True), [[2], [2], [2]], at_once=None)
+    score_in_threads(LoadedModel(model, "counting", "", ("a",), True), [[2], [2], [2]], None)
     assert model.together == [1, 1, 1]
 
 
