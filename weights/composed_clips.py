@@ -1,6 +1,7 @@
 """Endless training data for `train_composed.py`: composed clips, and some rendered ones, drawn by seed while it runs.
 
-Classes are counted through: first those of the composed sources (background first), then the rendered families.
+Classes are counted through: first those of the composed sources (background first), then the rendered families. The
+background, which has a label, is no class of sound: sounds have one column less.
 """
 
 from __future__ import annotations
@@ -72,11 +73,11 @@ class TrainingClips:
         }
 
     def sound(self, seed: int) -> dict[str, Tensor]:
-        """log_mel (T, 1, 96, 64) and heard (T, K) of one or two voices, without a picture."""
-        heard = np.zeros((self.settings.seconds, self.classes), np.float32)
+        """log_mel (T, 1, 96, 64) and heard (T, classes - 1) of one or two voices, without a picture."""
+        heard = np.zeros((self.settings.seconds, self.classes - 1), np.float32)
         if self._is_rendered(seed):
             example = rendered_sound(seed, split="train")
-            heard[:, self.first_family :] = example["heard"].numpy()[: self.settings.seconds]
+            heard[:, self.first_family - 1 :] = example["heard"].numpy()[: self.settings.seconds]
             return {"log_mel": example["log_mel"][: self.settings.seconds], "heard": torch.from_numpy(heard)}
         rng = np.random.default_rng([78, seed])
         recordings = self.sources.recordings
@@ -87,7 +88,7 @@ class TrainingClips:
         for k in voices:
             on = draw_slots(rng, self.settings.seconds)
             track = lay_track(rng, int(k), recordings[int(k)], on)
-            heard[track.sounding, k] = 1
+            heard[track.sounding, k - 1] = 1
             tracks.append(track)
         waveform = torch.from_numpy(mix_tracks(rng, tracks, self.settings.seconds))
         seconds = [float(t) for t in range(self.settings.seconds)]
@@ -101,8 +102,8 @@ class TrainingClips:
             rendered = RenderedSettings(settings.size, settings.seconds, settings.variants, easy_fraction=0.6)
             example = rendered_clip(seed, "train", rendered)
             families = example["heard"]
-            heard = families.new_zeros(*families.shape[:-1], self.classes)
-            heard[..., self.first_family :] = families
+            heard = families.new_zeros(*families.shape[:-1], self.classes - 1)
+            heard[..., self.first_family - 1 :] = families
             return {**example, "labels": self._shifted(example["labels"]), "heard": heard}
         case, objects, scene = draw_scene(self.sources, seed)
         views = [scene.paint(t + 0.5, settings.size, settings.size) for t in range(settings.seconds)]
@@ -110,9 +111,9 @@ class TrainingClips:
         log_mels, masks, heards = [], [], []
         for variant in range(settings.variants):
             clip = with_sound(self.sources, seed, variant, self._case(case, objects, variant), objects, scene)
-            heard = np.zeros((settings.seconds, self.classes), np.float32)
+            heard = np.zeros((settings.seconds, self.classes - 1), np.float32)
             for k, sounding in clip.sounding().items():
-                heard[sounding, k] = 1
+                heard[sounding, k - 1] = 1
             log_mel = log_mel_examples(torch.from_numpy(clip.waveform), [float(t) for t in range(settings.seconds)])
             rng = np.random.default_rng([79, seed, variant])
             log_mels.append(change_log_mel(log_mel, rng) if rng.uniform() < CHANGED_SOUNDS else log_mel)

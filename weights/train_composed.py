@@ -21,13 +21,12 @@ import contextlib
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.distributed
-import torch.nn.functional as F
 from composed_benchmark import BENCHMARK, VAL_SEEDS
 from composed_clips import DrawSettings, TrainingClips, load_sources
 from rendered_clips import batches
@@ -39,7 +38,7 @@ from avsseg.data.compose_pool import SplitSources
 from avsseg.data.compose_sources import Sources
 from avsseg.media.audio import SILENT_LOG_MEL, log_mel_examples
 from avsseg.model.avs_mamba import AvsMamba, normalise
-from avsseg.model.config import preset
+from avsseg.model.config import AvsMambaConfig, preset
 from avsseg.training.checkpoints import load_checkpoint
 from avsseg.training.distributed import from_all, process_group, rank_and_world
 from avsseg.training.objectives import AudioObjective, Batch, JointObjective, VisualObjective, iou_and_silent_area
@@ -68,7 +67,6 @@ VALIDATION_CLIPS = 60
 RANK_SEEDS = 1_000_000
 # in `plain` the backbone sees more pictures than it ever did alone
 RATE_SCALES = {"joint": {"model.visual_backbone.": 0.3}, "plain": {}}
-IDLE = 0.01
 
 
 def collate(examples: list[dict[str, Tensor]]) -> Batch:
@@ -140,10 +138,9 @@ def pretrained(run: Path, stage: str, prefix: str) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): tensor for name, tensor in average.items() if name.startswith(prefix)}
 
 
-def finished(source: str) -> dict[str, Tensor]:
-    """What finished weights hold, without what they tell sounds apart by: the stages have heads of their own."""
-    given = load_model(source).model.state_dict()
-    return {name: tensor for name, tensor in given.items() if not name.startswith("heard_head.")}
+def config(classes: int) -> AvsMambaConfig:
+    """Of the model, which tells `classes` apart, background included."""
+    return preset(MODEL, input_size=SIZE, heard_classes=classes - 1, agreement=True)
 
 
 def run_name(stage: str, options: argparse.Namespace) -> str:
@@ -152,36 +149,36 @@ def run_name(stage: str, options: argparse.Namespace) -> str:
 
 
 def start(joint: JointObjective, stage: str, options: argparse.Namespace) -> None:
-    """With `--whole` everything from finished weights; else everything of `plain`, unless `--from` names another start;
-    else the encoders of the earlier stages, with `--from` also its fusion.
-
-    The class heads are the objective's own and come with `plain`.
+    """With `--whole` finished weights; else all of `plain`, unless `--from` names another start; else the encoders of
+    the earlier stages, with `--from` also what lies behind them, and the encoder of a stage that was not run.
     """
-    if options.whole:
-        logging.info("starts from %s", options.start_from)
-        joint.model.load_state_dict(finished(options.start_from))
-        return
     plain = run_name("plain", options)
     if stage == "joint" and not options.start_from and (options.folder / plain / "last.pt").exists():
         logging.info("starts from %s", options.folder / plain)
         joint.load_state_dict(pretrained(options.folder, plain, ""))
         return
-    logging.info("starts from the encoders in %s", options.folder)
-    joint.model.visual_backbone.load_state_dict(pretrained(options.folder, "visual", "backbone."))
-    joint.model.audio_encoder.load_state_dict(pretrained(options.folder, "audio", "encoder."))
-    joint.audio_head.load_state_dict(pretrained(options.folder, "audio", "head."))
+    model = joint.model
     if options.start_from:
-        take_fusion(joint.model, options.start_from)
+        take(model, options.start_from)
+    for part, learned, module, prefix in (
+        ("visual", "backbone", model.visual_backbone, "backbone."),
+        ("audio", "audio encoder", model.audio_encoder, "encoder."),
+        ("audio", "classes of sound", model.heard_head, "head."),
+    ):
+        if options.whole or (options.start_from and not (options.folder / part / "last.pt").exists()):
+            continue
+        assert module is not None
+        logging.info("the %s comes from %s", learned, options.folder / part)
+        module.load_state_dict(pretrained(options.folder, part, prefix))
 
 
-def take_fusion(model: AvsMamba, source: str) -> None:
-    """Everything between the encoders and the masks, where shapes fit, from other weights: how to match is learned."""
-    given = finished(source)
+def take(model: AvsMamba, source: str) -> None:
+    """Everything that other weights have in the same shape."""
+    given = load_model(source).model.state_dict()
     own = model.state_dict()
-    fusion = {k: v for k, v in given.items() if not k.startswith(("visual_backbone.", "audio_encoder."))}
-    fitting = {k: v for k, v in fusion.items() if own[k].shape == v.shape}
+    fitting = {k: v for k, v in given.items() if k in own and own[k].shape == v.shape}
     model.load_state_dict({**own, **fitting})
-    logging.info("%d of %d tensors of the fusion come from %s", len(fitting), len(fusion), source)
+    logging.info("%d of %d tensors come from %s", len(fitting), len(own), source)
 
 
 def train(stage: str, options: argparse.Namespace) -> None:
@@ -190,7 +187,7 @@ def train(stage: str, options: argparse.Namespace) -> None:
     device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     sources = load_sources(options.data)
     clips = TrainingClips(sources, "train", DrawSettings(size=SIZE))
-    model = AvsMamba(preset(MODEL, input_size=SIZE))
+    model = AvsMamba(config(clips.classes))
     settings = TrainerSettings(
         learning_rate=options.learning_rate,
         precision=options.precision,
@@ -200,8 +197,6 @@ def train(stage: str, options: argparse.Namespace) -> None:
     if stage in PHASES:
         joint = JointObjective(
             model,
-            seen=clips.classes,
-            heard=clips.classes,
             foreground_weight=FOREGROUND_WEIGHT,
             bce_weight=BCE_WEIGHT,
             silent_weight=SILENT_WEIGHT_MUTE if options.mute else SILENT_WEIGHT,
@@ -222,11 +217,11 @@ def train(stage: str, options: argparse.Namespace) -> None:
         train_joint(trainer, stage, sources, options)
         return
     if options.start_from:
-        model.load_state_dict(finished(options.start_from))
+        take(model, options.start_from)
     encoder: nn.Module = (
         VisualObjective(model.visual_backbone, model.channels, clips.classes, FOREGROUND_WEIGHT)
         if stage == "visual"
-        else AudioObjective(model.audio_encoder, clips.classes)
+        else AudioObjective(model.audio_encoder, model.config.heard_classes)
     )
     trainer = Trainer(OnDevice(encoder).to(device), options.folder / stage, settings)
     trainer.restore()
@@ -252,60 +247,30 @@ def train_joint(trainer: Trainer, stage: str, sources: Sources, options: argpars
 
 
 @torch.no_grad()
-def idle_channel(model: AvsMamba, clips: Iterable[tuple[Tensor, Tensor, Tensor]]) -> int:
-    """The channel of the head that moves the logits of the clips least, `IDLE` on average at most."""
-    moved, weight = [], model.head.classify.weight.abs().sum(0).flatten()
-
-    def watch(_: nn.Module, __: object, output: Tensor) -> None:
-        # at full size: the head itself calls `refine` at the picture's edges alone
-        hidden = model.head.refine(F.interpolate(output, scale_factor=4, mode="bilinear"))
-        moved.append(hidden.relu().mean((0, 2, 3)) * weight)
-
-    handle = model.head.reduce.register_forward_hook(watch)
-    for frames, log_mel, _ in clips:
-        model(normalise(frames)[None], log_mel[None])
-    handle.remove()
-    least, channel = torch.stack(moved).mean(0).min(0)
-    if least > IDLE:
-        raise SystemExit(f"no channel of the head is idle: --shift would take {least:.3f} from the logits on average")
-    return int(channel)
-
-
-@torch.no_grad()
 def blend(model: AvsMamba, source: str) -> None:
     """The mean with the weights that training went on from: keeps more of what those knew (Wortsman et al. 2022)."""
-    other = finished(source)
+    other = load_model(source).model.state_dict()
     for name, tensor in model.state_dict().items():
-        if tensor.is_floating_point() and name in other:
+        if tensor.is_floating_point() and name in other and tensor.shape == other[name].shape:
             tensor.add_(other[name]).div_(2)
-
-
-@torch.no_grad()
-def shift_logits(model: AvsMamba, shift: float, channel: int) -> None:
-    """Adds `shift` to every logit: an idle channel of the head becomes the bias that its last convolution lacks."""
-    model.head.refine.weight[channel] = 0
-    assert model.head.refine.bias is not None
-    model.head.refine.bias[channel] = 1
-    model.head.classify.weight[:, channel] = shift
 
 
 def export(options: argparse.Namespace) -> None:
     """Writes a checkpoint's averaged model and the manifest entry."""
     state = load_checkpoint(options.folder / run_name(options.of, options) / options.checkpoint)
     sources = load_sources(options.data)
-    model = AvsMamba(preset(MODEL, input_size=SIZE, heard_classes=len(sources.classes) - 1))
+    classes = TrainingClips(sources, "train", DrawSettings()).classes
+    model = AvsMamba(config(classes))
     prefix = "objective.model."
-    own = {k.removeprefix(prefix): v for k, v in state["average"].items() if k.startswith(prefix)}
-    # background comes before the classes of the sources, rendered families after them
-    told = {f"heard_head.{k}": state["average"][f"objective.audio_head.{k}"] for k in ("weight", "bias")}
-    model.load_state_dict({**own, **{k: v[1 : len(sources.classes)] for k, v in told.items()}})
+    model.load_state_dict({k.removeprefix(prefix): v for k, v in state["average"].items() if k.startswith(prefix)})
     visible = SplitSources(sources, "train", BENCHMARK).sounding
-    names = [name if k in visible else "" for k, name in enumerate(sources.classes) if k > 0]
-    channel = idle_channel(model.eval(), val_clips(sources)) if options.shift else None
+    # behind the classes of the sources come the rendered families, which are never named
+    names = [sources.classes[k] if k in visible else "" for k in range(1, classes)]
     if options.blend:
         blend(model, options.blend)
-    if channel is not None:
-        shift_logits(model, options.shift, channel)
+    assert model.agreement is not None
+    with torch.no_grad():
+        model.agreement.offset += options.shift
     target = options.out / f"{MODEL}.safetensors"
     provenance = {
         "data": "avset.zip (pictures, masks, recordings), split train; rendered scenes of avsseg, split train",

@@ -9,11 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from avsseg.model.agreement import ClassAgreement
 from avsseg.model.backbones import build_backbone
 from avsseg.model.config import AvsMambaConfig
 from avsseg.model.decoder import ModalityAggregationDecoder
 from avsseg.model.encoder import MixFFN, MultiScaleTemporalEncoder
-from avsseg.model.head import MaskHead
+from avsseg.model.head import STRIDE, MaskHead
 from avsseg.model.pyramid import ContextualIntegrationPyramid
 from avsseg.model.scan_block import GatedScanBlock
 from avsseg.model.scan_plan import TokenGrid, flatten_scales, split_scales
@@ -70,6 +71,7 @@ class AvsMamba(nn.Module):
         self.pyramid = ContextualIntegrationPyramid(config)
         self.head = MaskHead(config)
         self.heard_head = nn.Linear(EMBEDDING_DIM, config.heard_classes) if config.heard_classes else None
+        self.agreement = ClassAgreement(config.dim, config.heard_classes) if config.agreement else None
 
     @torch.no_grad()
     def rest_blocks(self) -> None:
@@ -118,7 +120,15 @@ class AvsMamba(nn.Module):
         """`layer_logits` of stages that are there already, from frames of `size` H, W."""
         H, W = size
         queries = stages.queries[-1:] if last_only else stages.queries
-        return [self.head(query, stages.mask_feature.flatten(0, 1))[..., :H, :W] for query in queries]
+        layers = [self.head(query, stages.mask_feature.flatten(0, 1)) for query in queries]
+        if self.agreement is not None:
+            assert self.heard_head is not None
+            B, T = stages.embedding.shape[:2]
+            heard = self.heard_head(stages.embedding.flatten(0, 1))
+            agreed = self.agreement(stages.mask_feature.flatten(0, 1), heard)
+            agreed = F.interpolate(agreed, scale_factor=STRIDE, mode="bilinear").unflatten(0, (B, T))
+            layers = [logits + agreed for logits in layers]
+        return [logits[..., :H, :W] for logits in layers]
 
     def stages(self, frames: Tensor, log_mel: Tensor, *, sounds: int = 1, views: int = 1) -> Stages:
         """Everything before the head, of inputs as in `layer_logits`.

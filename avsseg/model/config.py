@@ -70,6 +70,8 @@ class AvsMambaConfig:
     num_classes: int = 1
     # classes of sound that the audio embedding is told apart into, beside the masks; 0: none
     heard_classes: int = 0
+    # whether masks also go by where these classes are seen (avsseg.model.agreement); not in the paper
+    agreement: bool = False
     # side of the square that frames are squashed to when a video is segmented
     input_size: int = 224
 
@@ -87,6 +89,8 @@ class AvsMambaConfig:
             )
         if self.upsample not in ("bilinear", "nearest"):
             raise UsageError(f"upsample is {self.upsample!r}, must be bilinear or nearest")
+        if self.agreement and (not self.heard_classes or self.num_classes > 1):
+            raise UsageError("agreement is of heard_classes, in models of one mask: it needs those, and num_classes 1")
         if self.dim <= 0 or self.dim % 32:
             raise UsageError(f"dim is {self.dim}, must be a positive multiple of 32 (GroupNorm has 32 groups)")
 

@@ -23,7 +23,7 @@ from avsseg.metrics.semantic import SemanticMetrics
 from avsseg.model.avs_mamba import COARSEST_STRIDE, AvsMamba, Stages, normalise
 from avsseg.training.distributed import from_all, rank_and_world
 from avsseg.training.losses import UNKNOWN, mask_loss, semantic_loss
-from avsseg.training.objectives import ModelObjective, hearing_loss, iou_and_silent_area
+from avsseg.training.objectives import ModelObjective, hearing_loss, iou_and_silent_area, seen_head
 from avsseg.training.trainer import Validation
 
 ClipBatch = dict[str, "Tensor | list[str]"]
@@ -198,7 +198,7 @@ class ClipObjective(ModelObjective):
         self.binary = binary
         self.class_weight = class_weight if model.config.heard_classes else 0.0
         if self.class_weight:
-            self.seen_head = nn.Conv2d(model.config.dim, model.config.heard_classes, 1)
+            self.seen_head = seen_head(model)
         self.weights = {"dice_weight": dice_weight, "bce_weight": bce_weight, "layer_weight": layer_weight}
         self.mute = mute
 

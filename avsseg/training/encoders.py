@@ -23,7 +23,7 @@ from avsseg.model.avs_mamba import AvsMamba, normalise
 from avsseg.training.clips import ClipBatch, ClipOrder, batch_tensor, collate, crop_side
 from avsseg.training.distributed import from_all, rank_and_world
 from avsseg.training.losses import UNKNOWN, bce_loss, dice_loss
-from avsseg.training.objectives import ModelObjective, hearing_loss
+from avsseg.training.objectives import ModelObjective, hearing_loss, seen_head
 from avsseg.training.trainer import Validation
 
 # a step and process; a clip's sound costs as much as some fifteen
@@ -96,7 +96,7 @@ class EncoderObjective(ModelObjective):
     ) -> None:
         super().__init__(model, frozen_statistics)
         self.resize, self.rotate = resize, rotate
-        self.class_head = nn.Conv2d(model.config.dim, model.config.heard_classes, 1)
+        self.class_head = seen_head(model)
 
     def forward(self, batch: ClipBatch) -> tuple[Tensor, dict[str, float]]:
         told, heard = self._told(batch)

@@ -69,6 +69,13 @@ class ModelObjective(nn.Module):
         return self
 
 
+def seen_head(model: AvsMamba) -> nn.Conv2d:
+    """Tells the model's `heard_classes` apart in its mask feature: a new layer, or the model's own for `agreement`."""
+    if model.agreement is not None:
+        return model.agreement.seen_head
+    return nn.Conv2d(model.config.dim, model.config.heard_classes, 1)
+
+
 class ClassMap(nn.Module):
     """Which class each pixel is of, from the backbone's four scales (N, c_i, h_i, w_i): logits (N, K, h_1, w_1)."""
 
@@ -137,6 +144,9 @@ class AudioObjective(nn.Module):
 class JointObjective(ModelObjective):
     """The masks of clips, with two light auxiliary tasks that keep the classes in both modalities' features.
 
+    The model has `agreement`: its `heard_classes` K are those of the tasks. Labels are 0 for none, k for class k, 255
+    for what is not known.
+
     Batches: frames (P, T, H, W, 3) uint8, labels (P, T, H, W) uint8, weight (P,), and for each of V sounds to a clip:
     log_mel (P, V, T, 1, 96, 64), masks (P, V, T, H, W) bool, heard (P, V, T, K).
     """
@@ -148,8 +158,6 @@ class JointObjective(ModelObjective):
         self,
         model: AvsMamba,
         *,
-        seen: int,
-        heard: int,
         foreground_weight: float,
         bce_weight: float = 3.0,
         silent_weight: float = 1.0,
@@ -158,8 +166,6 @@ class JointObjective(ModelObjective):
         super().__init__(model, frozen_statistics)
         self.bce_weight = bce_weight
         self.silent_weight = silent_weight
-        self.class_head = nn.Conv2d(model.config.dim, seen, 1)
-        self.audio_head = nn.Linear(EMBEDDING_DIM, heard)
         self.foreground_weight = foreground_weight
 
     def forward(self, batch: Batch) -> tuple[Tensor, dict[str, float]]:
@@ -173,8 +179,11 @@ class JointObjective(ModelObjective):
         frame_weight = clip_weight * torch.where(masks.flatten(2).any(2), 1.0, self.silent_weight)
         loss = mask_loss(layer_logits, masks, frame_weight, bce_weight=self.bce_weight, layer_weight=0.5)
         labels = batch["labels"][..., 2::4, 2::4].repeat_interleave(variants, 0).flatten(0, 1)
-        seen = class_loss(self.class_head(mask_feature), labels, self.foreground_weight, clip_weight.flatten())
-        heard = F.binary_cross_entropy_with_logits(self.audio_head(stages.embedding), batch["heard"].flatten(0, 1))
+        assert model.agreement is not None
+        assert model.heard_head is not None
+        classes = model.agreement.seen_logits(mask_feature)
+        seen = class_loss(classes, labels, self.foreground_weight, clip_weight.flatten())
+        heard = F.binary_cross_entropy_with_logits(model.heard_head(stages.embedding), batch["heard"].flatten(0, 1))
         iou, silent_area = iou_and_silent_area(layer_logits[-1], masks)
         logged = {
             "M_J": float(iou.nanmean()),

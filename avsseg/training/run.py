@@ -15,11 +15,12 @@ import json
 import logging
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from avsseg.data.augment import Augmentation
 from avsseg.data.avsbench import AvsBenchClips
@@ -46,8 +47,8 @@ logger = logging.getLogger(__name__)
 
 SETTINGS_NAME = "settings.toml"
 MODEL_NAME = "model.json"
-# what another set's classes of sound are told by
-TOLD = frozenset({"heard_head.weight", "heard_head.bias"})
+# what classes are told apart by, a row each
+TOLD = frozenset(f"{head}.{of}" for head in ("heard_head", "agreement.seen_head") for of in ("weight", "bias"))
 ENCODERS = ("model.visual_backbone.", "model.audio_encoder.")
 # there before the first step; a run that was killed before its first checkpoint leaves them and its logs alone
 STARTED = (MODEL_NAME, SETTINGS_NAME)
@@ -95,7 +96,8 @@ def with_size(settings: TrainingSettings) -> TrainingSettings:
 def build_model(settings: TrainingSettings, *, heard: Sequence[str] = ()) -> AvsMamba:
     """The model that a run begins with: random, with pretrained encoders, or from a checkpoint where it fits.
 
-    It tells the classes `heard` apart by their sound, and starts that anew if the checkpoint told others.
+    It tells the classes `heard` apart, by what the checkpoint knew of those that it names too. Without any it keeps the
+    checkpoint's where masks go by them.
     Raises UsageError for a VGGish that would stay random, and WeightsError for weights that cannot be had.
     """
     settings = with_size(settings)
@@ -111,28 +113,32 @@ def build_model(settings: TrainingSettings, *, heard: Sequence[str] = ()) -> Avs
                 "%s: what its scan blocks learned is lost: stage plain has them rest, and they learn anew after it",
                 printable(settings.start_from),
             )
+        agreement = settings.num_classes == 1 and (settings.agreement or loaded.config.agreement)
         config = AvsMambaConfig.from_dict(
             {
                 **loaded.config.to_dict(),
                 "num_classes": settings.num_classes,
                 "input_size": settings.size,
                 "drop_path": settings.drop_path,
-                "heard_classes": len(heard),
+                # its masks go by its own classes where no others are told
+                "heard_classes": len(heard) or (loaded.config.heard_classes if agreement else 0),
+                "agreement": agreement,
             }
         )
         model = AvsMamba(config)
         own = model.state_dict()
         given = loaded.model.state_dict()
-        anew = TOLD if loaded.heard != tuple(heard) else frozenset()
         if any(loaded.heard) and not heard and not settings.mute:
             logger.warning(
                 "%s names what sounds, and the model trained from it will not: class_weight=0.5 teaches the names of "
                 "these clips, where they list them",
                 printable(settings.start_from),
             )
-        fitting = {k: v for k, v in given.items() if k in own and own[k].shape == v.shape and k not in anew}
+        if heard:
+            given |= _told_before(own, given, loaded.heard, heard)
+        fitting = {k: v for k, v in given.items() if k in own and own[k].shape == v.shape}
         model.load_state_dict({**own, **fitting})
-        for name in sorted(set(own) - set(fitting) - TOLD):
+        for name in sorted((set(own) & set(given)) - set(fitting)):
             logger.warning("%s: %s has another shape there and starts anew", settings.start_from, name)
         return model
     changes: dict[str, object] = {
@@ -140,6 +146,7 @@ def build_model(settings: TrainingSettings, *, heard: Sequence[str] = ()) -> Avs
         "input_size": settings.size,
         "drop_path": settings.drop_path,
         "heard_classes": len(heard),
+        "agreement": settings.agreement,
     }
     if settings.backbone:
         changes["backbone"] = settings.backbone
@@ -155,6 +162,18 @@ def build_model(settings: TrainingSettings, *, heard: Sequence[str] = ()) -> Avs
     if settings.init_audio:
         load_audio_weights(model.audio_encoder, Path(settings.init_audio))
     return model
+
+
+def _told_before(
+    own: Mapping[str, Tensor], given: Mapping[str, Tensor], before: Sequence[str], heard: Sequence[str]
+) -> dict[str, Tensor]:
+    """What tells the classes `heard` apart: as it was given for those that have a name `before`, else as its own."""
+    told = {name: own[name].clone() for name in TOLD if name in own}
+    known = [(at, before.index(name)) for at, name in enumerate(heard) if name and name in before]
+    for name in set(told) & set(given):
+        for at, was_at in known:
+            told[name][at] = given[name][was_at]
+    return told
 
 
 def frozen_statistics(settings: TrainingSettings) -> tuple[str, ...]:
@@ -396,7 +415,8 @@ def export(
     """The averaged model of a checkpoint as a file that `--model` takes; `heard` names its classes of sound."""
     state = load_checkpoint(checkpoint)
     assert isinstance(trainer.average, ModelObjective)
-    model = AvsMamba(trainer.average.model.config)
+    config = trainer.average.model.config
+    model = AvsMamba(config)
     prefix = "model."
     model.load_state_dict({k.removeprefix(prefix): v for k, v in state["average"].items() if k.startswith(prefix)})
     categories = CLASS_NAMES if settings.num_classes > 1 else BINARY_CATEGORIES
@@ -408,6 +428,8 @@ def export(
         "minutes": round(state["elapsed_s"] / 60, 1),
         f"best_val_{'M_J' if masks else 'score'}": best if math.isfinite(best) else None,
     }
+    # classes that nothing in these clips was told by have no names
+    heard = heard or ("",) * config.heard_classes
     save_model(target, model.eval(), categories=categories, heard=heard, training=provenance, trained=masks)
 
 

@@ -66,6 +66,7 @@ class TrainingSettings:
     semantic_loss: str = "cross-entropy"  # of AVSS: cross-entropy (the authors' code) or binary (the paper's text)
     layer_weight: float = 1.0  # of earlier decoder layers (deep supervision)
     class_weight: float = 0.0  # of telling the classes of what sounds, where the dataset lists them
+    agreement: bool = False  # not in the paper: masks also go by where a class that sounds is seen; with class_weight
     # augmentation
     augment: bool = True
     resize: float = 2.0  # largest factor by which clips are made larger or smaller; 1: none
@@ -121,6 +122,10 @@ class TrainingSettings:
             raise UsageError("stage encoders teaches the audio encoder: leave out frozen_audio")
         if self.frozen_audio and not (self.start_from or self.init_audio):
             raise UsageError("frozen_audio would keep random weights: give --from or --init-audio, or leave it out")
+        if self.agreement and not self.class_weight:
+            raise UsageError("agreement is of classes that are told apart: give class_weight=0.5 too, or leave it out")
+        if self.agreement and (self.mute or self.subset == "avss"):
+            raise UsageError("agreement is of one mask with what is heard: leave it out with --mute and subset avss")
         if not 0 <= self.ema_decay < 1:
             raise UsageError(f"ema_decay is {self.ema_decay}, must be at least 0 (no average) and below 1")
         for name in ("beta_2", "drop_path"):
@@ -186,6 +191,7 @@ SCENES_COMMON: dict[str, Any] = {
     "frozen_statistics": "no",
     "pair": 0.6,
     "class_weight": 0.5,
+    "agreement": True,
 }
 PRESET_NAMES = ("tiny", "paper", "scenes")
 

@@ -23,6 +23,8 @@ SMALLEST = AvsMambaConfig(
     temporal_directions=2,
     head_hidden=16,
     head_channels=(8, 4),
+    heard_classes=3,
+    agreement=True,
 )
 CPU = torch.device("cpu")
 

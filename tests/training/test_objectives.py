@@ -9,7 +9,14 @@ from avsseg.training.objectives import Batch, JointObjective
 
 CLASSES = 5
 SMALL = AvsMambaConfig(
-    backbone="resnet18_slim", audio_encoder="compact", dim=32, state_size=2, head_hidden=16, head_channels=(8, 4)
+    backbone="resnet18_slim",
+    audio_encoder="compact",
+    dim=32,
+    state_size=2,
+    head_hidden=16,
+    head_channels=(8, 4),
+    heard_classes=CLASSES,
+    agreement=True,
 )
 
 
@@ -32,7 +39,7 @@ def batch(silent: tuple[bool, bool]) -> Batch:
 def loss(example: Batch, **options: float) -> float:
     torch.manual_seed(0)
     model = AvsMamba(SMALL)
-    objective = JointObjective(model, seen=CLASSES, heard=CLASSES, foreground_weight=1.0, **options).eval()
+    objective = JointObjective(model, foreground_weight=1.0, **options).eval()
     with torch.no_grad():
         return float(objective(example)[0])
 

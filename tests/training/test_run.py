@@ -251,8 +251,12 @@ def test_a_model_that_learns_the_classes_names_them_and_they_are_not_passed_on(
     averaged = load_checkpoint(tmp_path / "named" / "best.pt")["average"]["model.heard_head.bias"]
     assert torch.equal(loaded.model.state_dict()["heard_head.bias"], averaged)
     assert averaged.abs().max() > 0
-    again = build_model(replace(quick, start_from=str(best)), heard=sorted(loaded.heard, reverse=True))
-    assert not torch.equal(again.state_dict()["heard_head.weight"], loaded.model.state_dict()["heard_head.weight"])
+    # in another order, with a class that is new
+    again = build_model(replace(quick, start_from=str(best)), heard=["new", *reversed(loaded.heard)])
+    for name in ("heard_head.weight", "heard_head.bias"):
+        now, before = again.state_dict()[name], loaded.model.state_dict()[name]
+        assert torch.equal(now[1:], before.flip(0))
+        assert not any(torch.equal(now[0], row) for row in before)
     assert "names what sounds" not in caplog.text
     start = build_model(replace(quick, start_from=str(best)))
     assert start.config.heard_classes == 0
@@ -261,6 +265,36 @@ def test_a_model_that_learns_the_classes_names_them_and_they_are_not_passed_on(
     assert all(
         torch.equal(v, start.state_dict()[k]) for k, v in loaded.model.state_dict().items() if k.startswith(kept)
     )
+
+
+def test_masks_that_go_by_classes_keep_them_where_the_clips_have_none(
+    tmp_path: Path, quick: TrainingSettings, caplog: pytest.LogCaptureFixture
+) -> None:
+    agreeing = replace(quick, class_weight=0.5, agreement=True)
+    best = TrainingRun(tmp_path / "agreeing", agreeing).train()
+    loaded = load_model(best)
+    assert loaded.config.agreement
+    learned = loaded.model.state_dict()
+    assert learned["agreement.weight"] != 0.25
+    # a stage that tells the classes hands them on
+    encoders = TrainingRun(tmp_path / "encoders", replace(agreeing, stage="encoders", epochs=1)).train()
+    kernel = load_checkpoint(tmp_path / "encoders" / "best.pt")["average"]["class_head.weight"]
+    assert torch.equal(load_model(encoders, allow_untrained=True).model.agreement.seen_head.weight, kernel)
+    # clips whose classes are not told leave everything where it is, but for the names
+    start = build_model(replace(quick, start_from=str(best)))
+    assert all(torch.equal(tensor, learned[name]) for name, tensor in start.state_dict().items())
+    unnamed = TrainingRun(tmp_path / "unnamed", replace(quick, start_from=str(best), epochs=1)).train()
+    assert load_model(unnamed).heard == ("",) * len(loaded.heard)
+    assert load_model(unnamed).config.agreement
+    # others take over the classes that they share
+    seen = "agreement.seen_head.weight"
+    again = build_model(replace(agreeing, start_from=str(best)), heard=["new", loaded.heard[1]]).state_dict()
+    assert torch.equal(again[seen][1], learned[seen][1])
+    assert torch.equal(again["agreement.weight"], learned["agreement.weight"])
+    # and maps of classes have no such term
+    caplog.clear()
+    assert not build_model(replace(quick, start_from=str(best), subset="avss")).config.agreement
+    assert "agreement" not in caplog.text
 
 
 def test_a_loss_that_is_no_number_names_the_clips(tmp_path: Path, quick: TrainingSettings) -> None:

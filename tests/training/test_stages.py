@@ -29,7 +29,7 @@ def test_the_runs_are_those_of_the_measured_commands() -> None:
     )
     common = {
         **{"data": "d", "epochs": 0, "rotate": 180.0, "hue": 180.0, "resize": 1.4, "audio_gain_db": 6.0},
-        **{"frozen_statistics": "no", "pair": 0.6, "class_weight": 0.5},
+        **{"frozen_statistics": "no", "pair": 0.6, "class_weight": 0.5, "agreement": True},
     }
     later = {**common, "recolour": 0.5, "frozen_audio": True}
     assert differing(encoders) == {
