@@ -307,7 +307,11 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device")
-    parser.add_argument("--from", dest="start_from", help="weights to go on from: an encoder, later the fusion")
+    parser.add_argument(
+        "--from",
+        dest="start_from",
+        help="weights to go on from: an encoder; later all that no stage before has learned",
+    )
     parser.add_argument("--whole", action="store_true", help="goes on from all of --from, its encoders too")
     parser.add_argument("--mute", action="store_true", help="train the masks without sound; `export`: of that run")
     parser.add_argument("--checkpoint", default="best.pt", help="what `export` reads: best.pt or last.pt")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-# a class that is in no list must not be ruled out: log of this is the least that a pixel can lose, times the weight
+# a thing of no listed class must not be ruled out: the logarithm of this, times the weight, is the most it can lose
 FLOOR = 0.01
 
 
@@ -29,7 +29,8 @@ class ClassAgreement(nn.Module):
     def forward(self, mask_feature: Tensor, heard: Tensor) -> Tensor:
         """mask_feature (N, C, h, w), heard (N, K) logits -> what it adds to the mask's logits, (N, 1, h, w) float32."""
         of_class = self.seen_logits(mask_feature).softmax(1)[:, 1:]
-        agreed = torch.einsum("nkhw,nk->nhw", of_class, heard.float().sigmoid())[:, None]
+        # no matrix product, which autocast would round to 16 bits: the logarithm of what is next to 0 needs more
+        agreed = (of_class * heard.float().sigmoid()[..., None, None]).sum(1, keepdim=True)
         return self.weight * (agreed + FLOOR).log() + self.offset
 
     def seen_logits(self, mask_feature: Tensor) -> Tensor:

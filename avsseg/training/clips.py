@@ -23,7 +23,7 @@ from avsseg.metrics.semantic import SemanticMetrics
 from avsseg.model.avs_mamba import COARSEST_STRIDE, AvsMamba, Stages, normalise
 from avsseg.training.distributed import from_all, rank_and_world
 from avsseg.training.losses import UNKNOWN, mask_loss, semantic_loss
-from avsseg.training.objectives import ModelObjective, hearing_loss, iou_and_silent_area, seen_head
+from avsseg.training.objectives import ModelObjective, hearing_loss, iou_and_silent_area, seen_classes, seen_head
 from avsseg.training.trainer import Validation
 
 ClipBatch = dict[str, "Tensor | list[str]"]
@@ -197,8 +197,7 @@ class ClipObjective(ModelObjective):
         super().__init__(model, frozen_statistics)
         self.binary = binary
         self.class_weight = class_weight if model.config.heard_classes else 0.0
-        if self.class_weight:
-            self.seen_head = seen_head(model)
+        self.seen_head = seen_head(model) if self.class_weight else None
         self.weights = {"dice_weight": dice_weight, "bce_weight": bce_weight, "layer_weight": layer_weight}
         self.mute = mute
 
@@ -246,7 +245,7 @@ class ClipObjective(ModelObjective):
         listed = heard.sum(-1)
         assert self.model.heard_head is not None
         hearing = hearing_loss(self.model.heard_head(stages.embedding).float(), heard)
-        logits = self.seen_head(stages.mask_feature.flatten(0, 1)).float()
+        logits = seen_classes(self.model, self.seen_head, stages.mask_feature.flatten(0, 1))
         marked = F.interpolate(masks.flatten(0, 1)[:, None].float(), size=logits.shape[-2:], mode="nearest")[:, 0] > 0
         labels = heard.argmax(-1).flatten()[:, None, None].where(marked, UNKNOWN)
         labels = labels.where((listed == 1).flatten()[:, None, None], UNKNOWN)

@@ -23,7 +23,7 @@ from avsseg.model.avs_mamba import AvsMamba, normalise
 from avsseg.training.clips import ClipBatch, ClipOrder, batch_tensor, collate, crop_side
 from avsseg.training.distributed import from_all, rank_and_world
 from avsseg.training.losses import UNKNOWN, bce_loss, dice_loss
-from avsseg.training.objectives import ModelObjective, hearing_loss, seen_head
+from avsseg.training.objectives import ModelObjective, hearing_loss, seen_classes, seen_head
 from avsseg.training.trainer import Validation
 
 # a step and process; a clip's sound costs as much as some fifteen
@@ -140,7 +140,7 @@ class EncoderObjective(ModelObjective):
         side = crop_side(frames.shape[1])
         change = Change(SHIFT, self.resize, self.rotate, flip=True) if self.training else Change()
         pictures, seen = sounding_crops(frames, marked, side, change)
-        logits = self.class_head(self.model.picture_feature(normalise(pictures))).float()
+        logits = seen_classes(self.model, self.class_head, self.model.picture_feature(normalise(pictures)))
         return logits, F.interpolate(seen[:, None].float(), size=logits.shape[-2:], mode="area")[:, 0], classes
 
 

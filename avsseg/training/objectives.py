@@ -69,11 +69,17 @@ class ModelObjective(nn.Module):
         return self
 
 
-def seen_head(model: AvsMamba) -> nn.Conv2d:
-    """Tells the model's `heard_classes` apart in its mask feature: a new layer, or the model's own for `agreement`."""
+def seen_head(model: AvsMamba) -> nn.Conv2d | None:
+    """What is to tell the model's `heard_classes` apart in its mask feature; None if it has that for `agreement`."""
+    return None if model.agreement is not None else nn.Conv2d(model.config.dim, model.config.heard_classes, 1)
+
+
+def seen_classes(model: AvsMamba, head: nn.Conv2d | None, mask_feature: Tensor) -> Tensor:
+    """Logits (N, K, h, w) float32 of a `seen_head`, or of the model's own, in mask_feature (N, C, h, w)."""
     if model.agreement is not None:
-        return model.agreement.seen_head
-    return nn.Conv2d(model.config.dim, model.config.heard_classes, 1)
+        head = model.agreement.seen_head
+    assert head is not None
+    return head(mask_feature).float()
 
 
 class ClassMap(nn.Module):

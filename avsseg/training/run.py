@@ -49,6 +49,10 @@ SETTINGS_NAME = "settings.toml"
 MODEL_NAME = "model.json"
 # what classes are told apart by, a row each
 TOLD = frozenset(f"{head}.{of}" for head in ("heard_head", "agreement.seen_head") for of in ("weight", "bias"))
+# how much masks go by them
+AGREED = ("agreement.weight", "agreement.offset")
+# the logit of a class that cannot be told yet: a probability of 0.02
+UNKNOWN_CLASS = -4.0
 ENCODERS = ("model.visual_backbone.", "model.audio_encoder.")
 # there before the first step; a run that was killed before its first checkpoint leaves them and its logs alone
 STARTED = (MODEL_NAME, SETTINGS_NAME)
@@ -64,7 +68,7 @@ def _objective(model: AvsMamba, settings: TrainingSettings) -> ModelObjective:
         return EncoderObjective(model, frozen_statistics=frozen, **change)
     return ClipObjective(
         model,
-        class_weight=settings.class_weight,
+        class_weight=0.0 if settings.mute else settings.class_weight,
         dice_weight=settings.dice_weight,
         bce_weight=settings.bce_weight,
         layer_weight=settings.layer_weight,
@@ -167,11 +171,20 @@ def build_model(settings: TrainingSettings, *, heard: Sequence[str] = ()) -> Avs
 def _told_before(
     own: Mapping[str, Tensor], given: Mapping[str, Tensor], before: Sequence[str], heard: Sequence[str]
 ) -> dict[str, Tensor]:
-    """What tells the classes `heard` apart: as it was given for those that have a name `before`, else as its own."""
-    told = {name: own[name].clone() for name in TOLD if name in own}
-    known = [(at, before.index(name)) for at, name in enumerate(heard) if name and name in before]
-    for name in set(told) & set(given):
-        for at, was_at in known:
+    """What tells the classes `heard` apart: as it was given for those that have a name `before`, else as its own.
+
+    Where masks have learned to go by them, new classes begin as never seen nor heard: as its own they would be
+    everywhere to some extent. Without any that is known the masks learn anew how far to go by them.
+    """
+    told = {name: own[name].clone() for name in (*TOLD, *AGREED) if name in own}
+    known = {at: before.index(name) for at, name in enumerate(heard) if name and name in before}
+    for name in set(told) & set(given) if known else ():
+        if name in AGREED:
+            told[name] = given[name]
+            continue
+        if name.endswith("bias") and "agreement.weight" in given:
+            told[name].fill_(UNKNOWN_CLASS)
+        for at, was_at in known.items():
             told[name][at] = given[name][was_at]
     return told
 
@@ -293,7 +306,7 @@ class TrainingRun:
             model.rest_blocks()
         if settings.frozen_audio:
             model.audio_encoder.requires_grad_(False)
-        objective = _objective(model, settings)
+        objective = _objective(model, settings).to(device)  # its own layers, too
         if not resume and self.rank == 0:
             # of a run that was killed before its first checkpoint, by _check_folder
             with output_errors(folder):

@@ -123,9 +123,13 @@ class TrainingSettings:
         if self.frozen_audio and not (self.start_from or self.init_audio):
             raise UsageError("frozen_audio would keep random weights: give --from or --init-audio, or leave it out")
         if self.agreement and not self.class_weight:
-            raise UsageError("agreement is of classes that are told apart: give class_weight=0.5 too, or leave it out")
+            raise UsageError(
+                "agreement is of classes that are told apart: give class_weight=0.5 too, or agreement=false"
+            )
         if self.agreement and (self.mute or self.subset == "avss"):
-            raise UsageError("agreement is of one mask with what is heard: leave it out with --mute and subset avss")
+            raise UsageError(
+                "agreement is of one mask with what is heard: give agreement=false with --mute or subset avss"
+            )
         if not 0 <= self.ema_decay < 1:
             raise UsageError(f"ema_decay is {self.ema_decay}, must be at least 0 (no average) and below 1")
         for name in ("beta_2", "drop_path"):

@@ -38,7 +38,7 @@ class LoadedModel:
 
     `categories` names the classes of the output channels: one for a binary model, else background first.
     `sha256` is the digest of the weights file, or "" for an untrained model. `heard` names the classes of sound that
-    the model tells apart beside its masks, "" for one that no picture shows; () if it tells none.
+    the model tells apart beside its masks, "" for one that it gives no name; () if it tells none.
     """
 
     model: AvsMamba

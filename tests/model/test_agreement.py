@@ -93,6 +93,28 @@ def test_every_layer_gets_it_where_its_pixels_are() -> None:
     torch.testing.assert_close(sounds.flatten(0, 1), heard)
 
 
+def test_its_offset_reaches_every_logit_alike() -> None:
+    torch.manual_seed(0)
+    model = AvsMamba(SMALL).eval()
+    inputs = torch.randn(1, 2, 3, 40, 64), torch.randn(1, 2, 1, 96, 64)
+    assert model.agreement is not None
+    with torch.no_grad():
+        before = model(*inputs)
+        model.agreement.offset += 0.75
+        torch.testing.assert_close(model(*inputs), before + 0.75)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_autocast_leaves_the_logarithm_in_float32(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    agreement = ClassAgreement(8, 3)
+    mask_feature, heard = torch.randn(2, 8, 3, 4), torch.tensor([[-9.0, -8.5, -9.5]] * 2)  # hardly anything sounds
+    with torch.no_grad(), torch.autocast("cpu", dtype=dtype):
+        rounded = agreement(mask_feature, heard)
+    assert rounded.dtype == torch.float32
+    torch.testing.assert_close(rounded, agreement(mask_feature, heard).detach(), atol=2e-5, rtol=0)
+
+
 def test_masks_teach_what_is_seen_and_heard() -> None:
     torch.manual_seed(0)
     model = AvsMamba(SMALL)

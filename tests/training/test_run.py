@@ -278,7 +278,7 @@ def test_masks_that_go_by_classes_keep_them_where_the_clips_have_none(
     assert learned["agreement.weight"] != 0.25
     # a stage that tells the classes hands them on
     encoders = TrainingRun(tmp_path / "encoders", replace(agreeing, stage="encoders", epochs=1)).train()
-    kernel = load_checkpoint(tmp_path / "encoders" / "best.pt")["average"]["class_head.weight"]
+    kernel = load_checkpoint(tmp_path / "encoders" / "best.pt")["average"]["model.agreement.seen_head.weight"]
     assert torch.equal(load_model(encoders, allow_untrained=True).model.agreement.seen_head.weight, kernel)
     # clips whose classes are not told leave everything where it is, but for the names
     start = build_model(replace(quick, start_from=str(best)))
@@ -291,10 +291,25 @@ def test_masks_that_go_by_classes_keep_them_where_the_clips_have_none(
     again = build_model(replace(agreeing, start_from=str(best)), heard=["new", loaded.heard[1]]).state_dict()
     assert torch.equal(again[seen][1], learned[seen][1])
     assert torch.equal(again["agreement.weight"], learned["agreement.weight"])
+    # to what is new nothing is assigned yet, and with nothing in common the masks learn anew how to go by it
+    assert again["agreement.seen_head.bias"][0] == again["heard_head.bias"][0] == -4
+    apart = build_model(replace(agreeing, start_from=str(best)), heard=["new", "newer"]).state_dict()
+    assert (apart["agreement.weight"], apart["agreement.offset"]) == (0.25, 0)
+    assert apart["heard_head.bias"].abs().max() < 1
+    # without sound nothing agrees, and no class is told
+    muted = replace(quick, start_from=str(best), class_weight=0.5, mute=True, epochs=1)
+    assert load_model(TrainingRun(tmp_path / "muted", muted).train()).config.agreement
     # and maps of classes have no such term
-    caplog.clear()
     assert not build_model(replace(quick, start_from=str(best), subset="avss")).config.agreement
-    assert "agreement" not in caplog.text
+
+
+def test_all_that_learns_is_on_the_device(
+    tmp_path: Path, quick: TrainingSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("avsseg.training.run.own_device", lambda _: torch.device("meta"))
+    for stage in ("encoders", "masks"):
+        run = TrainingRun(tmp_path / stage, replace(quick, stage=stage, class_weight=0.5))
+        assert {p.device.type for p in run.trainer.objective.parameters()} == {"meta"}
 
 
 def test_a_loss_that_is_no_number_names_the_clips(tmp_path: Path, quick: TrainingSettings) -> None:

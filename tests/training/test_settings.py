@@ -56,8 +56,8 @@ def test_a_file_keeps_every_setting(tmp_path: Path) -> None:
         ({"learning_rate": float("nan")}, "learning_rate is nan"),
         ({"start_from": "a", "backbone": "resnet50"}, "brings its own model"),
         ({"agreement": True}, "agreement is of classes that are told apart"),
-        ({"agreement": True, "class_weight": 1, "mute": True}, "leave it out with --mute"),
-        ({"agreement": True, "class_weight": 1, "subset": "avss"}, "and subset avss"),
+        ({"agreement": True, "class_weight": 1, "mute": True}, "agreement=false with --mute"),
+        ({"agreement": True, "class_weight": 1, "subset": "avss"}, "or subset avss"),
     ],
 )
 def test_wrong_settings_are_named(changes: dict[str, object], message: str) -> None:
