@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from avsseg.data.compose_dataset import ComposedDatasetSettings
+    from avsseg.data.compose_pool import ComposeSettings
     from avsseg.data.compose_sources import Sources
 
 Counts = Mapping[str, Mapping[str, tuple[int, int]]]
@@ -135,10 +137,11 @@ def compose(
         if unrelated and groups is None:
             table = printable(source / TABLE_NAME)
             typer.echo(f"avsseg: warning: {table} names the splits, so --unrelated says nothing there", err=True)
-    counts = class_counts(sources)
+    counts = class_counts(sources, shown)
     # wide enough for the table wherever it goes: a pipe has no width that it should be cut to
     Console(stderr=True, width=None if console.is_terminal else 120).print(_table(counts))
-    for warning in warnings(counts, settings):
+    shown_at_all = class_counts(sources, replace(shown, smallest=0))
+    for warning in (*too_small(counts, shown_at_all, shown), *warnings(counts, settings)):
         typer.echo(f"avsseg: warning: {warning}", err=True)
     try:
         split_sources(sources, settings)
@@ -160,6 +163,17 @@ def output_folder(out: str, sources: tuple[Path, ...]) -> Path:
         if source.resolve() in (folder.resolve(), *folder.resolve().parents):
             raise UsageError(f"{printable(folder)}: lies in {printable(source)}, which is read. Choose another folder")
     return folder
+
+
+def too_small(counts: Counts, shown_at_all: Counts, settings: ComposeSettings) -> Iterator[str]:
+    """Classes of which a split has pictures, but none in which they are large enough to be used, a line each."""
+    for name, by_split in shown_at_all.items():
+        for split, (pictures, _) in by_split.items():
+            if pictures and not counts[name][split][0]:
+                yield (
+                    f"{printable(name)}: covers {settings.smallest:.0%} of none of its {pictures} pictures in {split}, "
+                    "so none is used there. Crop them"
+                )
 
 
 def warnings(counts: Counts, settings: ComposedDatasetSettings) -> Iterator[str]:

@@ -90,7 +90,7 @@ def evaluate(
     for target in filter(None, (out, report and report / "index.html")):
         PartialOutput(target).discard()
     _check_subset(data, subset)
-    negatives = tuple(name.strip() for name in negative.split(",") if name.strip())
+    negatives = tuple(dict.fromkeys(name.strip() for name in negative.split(",") if name.strip()))
     settings = EvaluationSettings(
         data,
         cast(Any, subset),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -118,9 +118,12 @@ def check_dataset(
             problem = _table_problem(root, subset, error)
             listed.append((SplitReport(subset=subset, split=None, problems=[problem]), []))
             continue
-        listed += [
-            (SplitReport(subset=subset, split=split, clips=len(clips)), clips) for split, clips in by_split.items()
-        ]
+        reports = {
+            split: SplitReport(subset=subset, split=split, clips=len(clips)) for split, clips in by_split.items()
+        }
+        for split, problem in _listing_problems(metadata_table(root, subset), subset, by_split):
+            reports[split].problems.append(problem)
+        listed += [(report, by_split[split]) for split, report in reports.items()]
     started(sum(len(clips) for _, clips in listed))
     for report, clips in listed:
         if report.subset == "avss" and report.split == SPLITS[0]:
@@ -213,6 +216,23 @@ def _with_remedy(wav: Problem, files: ClipFiles, reason: str) -> Problem:
     if files.video is not None and files.video.exists():
         return replace(wav, message=f"{wav.message}; remove it, and --fix-audio makes it from the raw video")
     return wav
+
+
+def _listing_problems(
+    table: Path, subset: Subset, by_split: Mapping[SplitName, Sequence[ClipFiles]]
+) -> Iterator[tuple[SplitName, Problem]]:
+    """A table without any clip, and clips that it lists again: a second time in a split, or in another one."""
+    listed_in: dict[tuple[str, ...], SplitName] = {}
+    for split, clips in by_split.items():
+        for files in clips:
+            # the folder of an AVSS clip is that of its part, too; S4's have the split in theirs
+            clip = (str(files.frames[0]),) if subset == "avss" else (files.category, files.name)
+            if clip in listed_in:
+                message = f"{printable(table)}: lists {printable(files.name)} in {listed_in[clip]} and again in {split}"
+                yield split, Problem(table, "table", "damaged", message)
+            listed_in.setdefault(clip, split)
+    if not listed_in:
+        yield SPLITS[0], Problem(table, "table", "short", f"{printable(table)}: lists no clip")
 
 
 def _table_problem(root: Path, subset: Subset, error: DataError) -> Problem:

@@ -28,9 +28,19 @@ def open_image(path: Path, mode: str | None) -> Image.Image:
     try:
         with Image.open(path) as image:
             image.load()
-            return image.copy() if mode is None else image.convert(mode)
+            if mode is None:
+                return image.copy()
+            # Pillow cuts off at 255 what has more than eight bits
+            return (_in_eight_bits(image) if image.mode[0] in "IF" else image).convert(mode)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise DataError(f"{printable(path)}: not an image that can be read ({error})") from error
+
+
+def _in_eight_bits(image: Image.Image) -> Image.Image:
+    values = np.asarray(image)
+    if image.mode == "F" or values.min() < 0 or values.max() > 0xFFFF:
+        raise ValueError("its grey levels have more than 16 bits")
+    return Image.fromarray((values.astype(np.uint16) >> 8).astype(np.uint8))
 
 
 def open_mask(path: Path, *, classes: bool, colours: bool) -> Image.Image:

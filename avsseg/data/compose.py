@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from avsseg.data.compose_canvas import draw_scene
-from avsseg.data.compose_pool import Case, SplitSources
+from avsseg.data.compose_pool import Case, ComposeSettings, SplitSources
 from avsseg.data.compose_scene import ComposedScene
 from avsseg.data.compose_sound import Track, Waveform, draw_slots, draw_turns, lay_track, mix_tracks
 from avsseg.data.compose_sources import Sources
@@ -109,13 +109,16 @@ def with_sound(
     return ComposedClip(scene, case, objects, tracks, waveform, sources.settings.seconds)
 
 
-def class_counts(sources: Sources) -> Mapping[str, dict[str, tuple[int, int]]]:
-    """class -> split -> (pictures that show it, recordings of it)."""
+def class_counts(sources: Sources, settings: ComposeSettings) -> Mapping[str, dict[str, tuple[int, int]]]:
+    """class -> split -> (pictures that show it large enough to be used, recordings of it)."""
     counts: dict[str, dict[str, tuple[int, int]]] = {}
     for index, name in enumerate(sources.classes[1:], 1):
         counts[name] = {
             split: (
-                sum(p.split == split and any(k == index for k, _ in p.areas) for p in sources.pictures),
+                sum(
+                    p.split == split and any(k == index and area >= settings.smallest for k, area in p.areas)
+                    for p in sources.pictures
+                ),
                 sum(s.split == split and s.class_index == index for s in sources.sounds),
             )
             for split in SPLIT_NAMES

@@ -241,13 +241,15 @@ def _decoded_sizes(path: Path) -> tuple[tuple[int, int], tuple[int, int]]:
     try:
         with Image.open(path) as image:
             size = image.size
+            if min(size) < SMALLEST_SIDE_PX:
+                raise DataError(
+                    f"{printable(path)}: is {size[0]}x{size[1]}, must be {SMALLEST_SIDE_PX} px a side at least"
+                )
             image.draft("RGB", (size[0] // 8, size[1] // 8))
             image.load()
             turn = _turn(image)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise DataError(f"{printable(path)}: not an image that can be read ({error})") from error
-    if min(size) < SMALLEST_SIDE_PX:
-        raise DataError(f"{printable(path)}: is {size[0]}x{size[1]}, must be {SMALLEST_SIDE_PX} px a side at least")
     return (size[::-1] if turn in _SIDEWAYS else size), size
 
 
@@ -262,6 +264,9 @@ def _turn(image: Image.Image) -> Image.Transpose | None:
 
 def _read_mask(path: Path, folder_class: int, sizes: tuple[tuple[int, int], tuple[int, int]]) -> Image.Image:
     with open_image(path, None) as mask:
+        if folder_class and (mask.mode == "P" or "A" in mask.getbands()):
+            # here colours count, and what lets others through is not marked
+            mask = Image.alpha_composite(Image.new("RGBA", mask.size, "black"), mask.convert("RGBA")).convert("RGB")
         # an index mask may be a palette picture: its indices are what counts
         values = np.asarray(mask if mask.mode in ("L", "P", "1") or mask.mode[0] == "I" else mask.convert("RGB"))
     if values.ndim == 3:
@@ -294,6 +299,9 @@ def decode_sound(path: Path) -> NDArray[np.int16]:
         count = process.read_into(memoryview(buffer.data).cast("B")) // 2
         process.wait()
         lines, _ = process.messages()
+        remedy = process.killed()
+        if remedy:
+            raise MediaError(path, f"ffmpeg {process.failure()}", remedy)
     if count == 0:
         raise MediaError(path, f"no sound can be decoded ({lines[-1] if lines else 'it is empty'})")
     if not buffer[:count].any():

@@ -117,6 +117,6 @@ def _joined(names: Sequence[str], contents: Sequence[bytes]) -> list[str]:
 
 
 def _recording_of(place: Path, *, unrelated: bool) -> str:
-    """dog/walk_012.jpg -> dog/walk, if not `unrelated`; a name that is a number alone stays what it is."""
-    name = place.stem if unrelated else re.sub(r"[-_. ]*[0-9]+$", "", place.stem) or place.stem
+    """dog/walk_012.jpg, dog/walk (12).jpg -> dog/walk, if not `unrelated`; a number alone stays what it is."""
+    name = place.stem if unrelated else re.sub(r"[-_. ]*([0-9]+|\([0-9]+\))$", "", place.stem) or place.stem
     return f"{place.parent.as_posix()}/{name}"

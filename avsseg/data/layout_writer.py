@@ -230,7 +230,8 @@ def _write_in_process(split: str, seed: int) -> Any:
 
 def write_listing(folder: Path, about: Mapping[str, Any], clips: Sequence[Mapping[str, Any]]) -> None:
     """Writes `clips.json`: what is known of the dataset, and of each clip on a line of its own. Raises OutputError."""
-    lines = ",\n".join("  " + json.dumps(entry, ensure_ascii=False) for entry in clips)
-    head = json.dumps(about, ensure_ascii=False, indent=1).removesuffix("\n}")
+    # in ASCII: a name of a source that is no UTF-8 could not be written else
+    lines = ",\n".join("  " + json.dumps(entry) for entry in clips)
+    head = json.dumps(about, indent=1).removesuffix("\n}")
     with written_whole(folder / LISTING_NAME) as partial:
         partial.write_text(f'{head},\n "clips": [\n{lines}\n ]\n}}\n', encoding="utf-8")

@@ -35,12 +35,9 @@ def choose_clips(per_clip: Sequence[Mapping[str, Any]], count: int) -> dict[str,
     """The best, median and worst `count` clips by M_J, no clip twice; clips without truth are left out."""
     ranked = sorted((c for c in per_clip if not math.isnan(c["M_J"])), key=lambda c: -c["M_J"])
     count = min(count, max(1, len(ranked) // 3))
-    middle = max(count, (len(ranked) - count) // 2)
-    return {
-        "Best": ranked[:count],
-        "Median": ranked[middle : middle + count],
-        "Worst": ranked[max(middle + count, len(ranked) - count) :],
-    }
+    best, between, worst = ranked[:count], ranked[count:-count], ranked[count:][-count:]
+    middle = (len(between) - count) // 2 if len(between) > count else 0
+    return {"Best": best, "Median": between[middle : middle + count], "Worst": worst}
 
 
 def write_report(folder: Path, evaluation: Evaluation, result: Mapping[str, Any], *, count: int = 4) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import wave
 from collections.abc import Callable
@@ -74,6 +75,31 @@ def test_a_dataset_of_own_classes(avsseg_main: Main, folders: dict[str, Path], t
     again = avsseg_main(*arguments(folders, out, *FEW))
     assert again.returncode == 2
     assert "ms3_meta_data.csv exists" in again.stderr
+
+
+def test_objects_that_are_too_small_are_said_to_be_left_out(
+    avsseg_main: Main, folders: dict[str, Path], tmp_path: Path
+) -> None:
+    for path in (folders["masks"] / "cat").iterdir():
+        mask = Image.new("L", (64, 48))
+        mask.paste(255, (10, 10, 15, 15))
+        mask.save(path)
+    outcome = avsseg_main(*arguments(folders, tmp_path / "out", *FEW))
+    assert outcome.returncode == 0, outcome.stderr
+    assert "warning: cat: covers 3% of none of its 1 pictures in train, so none is used there. Crop" in outcome.stderr
+
+
+@pytest.mark.skipif(os.name == "nt", reason="names are Unicode there")
+def test_names_that_are_no_utf8_get_into_the_listing(
+    avsseg_main: Main, folders: dict[str, Path], tmp_path: Path
+) -> None:
+    odd = "caf\udce9"
+    for kind in ("images", "masks"):
+        (folders[kind] / "dog" / "0.png").rename(folders[kind] / "dog" / f"{odd}.png")
+    outcome = avsseg_main(*arguments(folders, tmp_path / "out", *FEW, "--clips", 6))
+    assert outcome.returncode == 0, outcome.stderr
+    listing = json.loads((tmp_path / "out/Multi-sources/clips.json").read_text())
+    assert len(listing["clips"]) == 8
 
 
 def test_what_cannot_be_composed_is_said_in_one_line(

@@ -72,6 +72,25 @@ def test_whole_folders(tmp_path: Path, object_set: Callable[..., Path], semantic
     assert "s4" not in only.stdout
 
 
+def test_a_clip_that_is_listed_again_and_a_table_without_any(tmp_path: Path, object_set: Callable[..., Path]) -> None:
+    data = object_set(tmp_path / "Multi-sources", "ms3")
+    table = tmp_path / "Multi-sources" / "ms3_meta_data.csv"
+    header, *rows = table.read_text().splitlines()
+    for kind in ("gt_masks", "audio_wav"):
+        shutil.copytree(data / kind / "train", data / kind / "val", dirs_exist_ok=True)
+    table.write_text("\n".join([header, *rows, "clip_train,train", "clip_train,val"]) + "\n")
+    result = run(tmp_path)
+    assert result.exit_code == 1
+    assert [line.split("csv: ")[1] for line in result.stderr.splitlines()] == [
+        "lists clip_train in train and again in train",
+        "lists clip_train in train and again in val",
+    ]
+    table.write_text(header + "\n")
+    result = run(tmp_path)
+    assert result.exit_code == 1
+    assert result.stderr.endswith("ms3_meta_data.csv: lists no clip\n")
+
+
 def test_problems_are_counted_by_kind(tmp_path: Path, object_set: Callable[..., Path]) -> None:
     data = object_set(tmp_path, "ms3")
     frames, masks = data / "visual_frames/clip_val", data / "gt_masks/val/clip_val"

@@ -220,11 +220,14 @@ def test_cutouts_without_any_backdrop(write_sources: Callable[..., Path], tmp_pa
 
 
 def test_class_counts(sources: Sources) -> None:
-    counts = class_counts(sources)
+    counts = class_counts(sources, ComposeSettings())
     assert sum(pictures for pictures, _ in counts["cup"].values()) == 5
     assert sum(recordings for _, recordings in counts["bell"].values()) == 4
     assert sum(pictures for pictures, _ in counts["dog"].values()) == 16
     assert sum(recordings for _, recordings in counts["cup"].values()) == 0
+    # what is too small to be drawn is not counted
+    none = class_counts(sources, ComposeSettings(smallest=0.99))
+    assert sum(pictures for by_split in none.values() for pictures, _ in by_split.values()) == 0
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from PIL import ExifTags, Image
 
+from avsseg.data.avsbench_files import open_image
 from avsseg.data.compose_sources import Sources, check_splits, decode_sound, names_in_two_splits, read_sources
 from avsseg.data.compose_splits import draw_splits
 from avsseg.errors import AvssegError, DataError, MediaError, UsageError
@@ -74,6 +75,48 @@ def test_masks_may_have_a_palette_a_bit_or_equal_channels(small: Path) -> None:
     for image in (palette, Image.fromarray(values > 0), Image.fromarray(values).convert("RGB")):
         image.save(mask)
         assert read(small).pictures == expected
+
+
+def test_masks_of_a_folder_a_class_are_what_they_look_like(small: Path) -> None:
+    for kind in ("images", "masks"):
+        (small / kind / "dog").mkdir()
+        for path in (small / kind).glob("dog_*.png"):
+            shutil.move(path, small / kind / "dog")
+        for path in (small / kind).glob("cat_*.png"):
+            path.unlink()
+    (small / "masks/classes.txt").unlink(missing_ok=True)
+    mask = small / "masks/dog/dog_0x.png"
+    marked = np.asarray(Image.open(mask)) > 0
+    white = Image.fromarray(marked.astype(np.uint8) * 255)
+    white.save(mask)
+    expected = read(small).pictures
+    # index 0 is white, as quantize() makes it; a cutout of any colours; white beside what is transparent white
+    backwards = Image.fromarray((~marked).astype(np.uint8), "P")
+    backwards.putpalette([255, 255, 255, 0, 0, 0])
+    cutout = Image.new("RGBA", white.size, (200, 120, 90))
+    cutout.putalpha(white)
+    grey = Image.merge("LA", (Image.new("L", white.size, 255), white))
+    for image in (backwards, cutout, grey):
+        image.save(mask)
+        assert read(small).pictures == expected
+
+
+def test_pictures_of_sixteen_bits_keep_their_greys(tmp_path: Path) -> None:
+    ramp = np.linspace(0, 65535, 64 * 64).reshape(64, 64).astype(np.uint16)
+    Image.fromarray(ramp).save(tmp_path / "deep.png")
+    seen = np.asarray(open_image(tmp_path / "deep.png", "RGB"))
+    assert np.array_equal(seen, np.repeat((ramp >> 8)[..., None], 3, axis=2))
+    Image.fromarray(np.float32(ramp)).save(tmp_path / "real.tiff")
+    with pytest.raises(DataError, match=r"real\.tiff: not an image that can be read"):
+        open_image(tmp_path / "real.tiff", "RGB")
+
+
+def test_a_picture_of_a_few_pixels_is_too_small(small: Path) -> None:
+    for side in (1, 7):
+        for kind in ("images", "masks"):
+            Image.new("L", (side, side), 1).save(small / kind / f"dot.{'jpg' if kind == 'images' else 'png'}")
+        with pytest.raises(DataError, match=rf"dot\.jpg: is {side}x{side}, must be"):
+            read(small)
 
 
 def _as_stored(shown: Image.Image, orientation: int) -> Image.Image:
@@ -276,6 +319,9 @@ def test_numbered_files_that_are_unrelated() -> None:
     assert groups == {1: 29}
     assert min(splits.count(split) for split in ("train", "val", "test")) > 2
     assert splits[5] == splits[4]  # equal files stay together all the same
+    # nor does the way in which they are numbered matter
+    bracketed = [f"dog ({i}).jpg" for i in range(1, 31)]
+    assert draw_splits(_files(Path("x"), bracketed), contents, Path("x"))[1] == {1: 1}
     # names without a number at their end are drawn as ever
     plain = [f"{name[:-4]}x.jpg" for name in names]
     drawn = [draw_splits(_files(Path("x"), plain), contents, Path("x"), unrelated=either) for either in (False, True)]

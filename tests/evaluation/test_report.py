@@ -46,7 +46,9 @@ def test_clips_of_a_report_are_the_best_the_middle_and_the_worst() -> None:
     for count in range(1, 4):
         few = choose_clips(clips[:count], 4)
         listed = [c["index"] for group in few.values() for c in group]
-        assert len(listed) == len(set(listed))
+        assert len(listed) == len(set(listed)) == count
+    two = choose_clips(clips[:2], 4)
+    assert [[c["index"] for c in two[name]] for name in ("Best", "Median", "Worst")] == [[9], [], [3]]
 
 
 @pytest.mark.parametrize("protocol", ["strict", "avsbench"])

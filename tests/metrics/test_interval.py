@@ -49,7 +49,16 @@ def test_sets_without_a_frame_with_truth_do_not_count() -> None:
     assert clip_interval(column([1.0, 1.0, 0.0, 0.0]), column([2.0, 2.0, 0.0, 0.0])) == (0.5, 0.5)
 
 
-def test_a_class_that_a_set_lacks_counts_as_0() -> None:
-    """Of two clips with a class each, half of the sets have both of them."""
-    low, high = clip_interval(np.eye(2), np.eye(2))
-    assert (low, high) == (0.5, 1)
+def test_a_class_that_only_a_drawn_set_lacks_does_not_count() -> None:
+    """Of two clips with a class each, half of the sets have both of them; a third class is in neither."""
+    totals, counts = np.array([[0.2, 0, 0], [0, 0.6, 0]]), np.array([[1.0, 0, 0], [0, 1, 0]])
+    assert clip_interval(totals[:, :2], counts[:, :2]) == pytest.approx((0.2, 0.6))
+    assert clip_interval(totals, counts) == pytest.approx((0.2 * 2 / 3, 0.6 * 2 / 3))
+
+
+def test_an_interval_of_many_rare_classes_holds_the_score() -> None:
+    rng = np.random.default_rng(5)
+    counts = np.repeat(np.eye(70), 2, axis=0) * 10
+    totals = counts * rng.uniform(0.2, 0.9, (140, 1))
+    low, high = clip_interval(totals, counts)
+    assert low < (totals.sum(0) / counts.sum(0)).mean() < high
