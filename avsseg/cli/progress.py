@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -39,6 +40,12 @@ class _Running:
     task: TaskID | None = None
 
 
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        """Rich would end the process."""
+        raise BrokenPipeError
+
+
 class BatchProgress:
     """Tells a person how a batch advances; a context manager.
 
@@ -49,7 +56,7 @@ class BatchProgress:
     def __init__(self, inputs: int, *, quiet: bool) -> None:
         self._inputs = inputs
         self._quiet = quiet
-        self._console = Console(stderr=True, soft_wrap=True, highlight=False, markup=False, emoji=False)
+        self._console = _Console(stderr=True, soft_wrap=True, highlight=False, markup=False, emoji=False)
         self._bar: Progress | None = None
         if self._console.is_terminal and not quiet:
             self._bar = Progress(
@@ -98,7 +105,7 @@ class BatchProgress:
             self._bar.refresh()  # of a short video, the bar would never have been seen otherwise
             self._bar.remove_task(running.task)
         if result.status == "failed":
-            self._console.print(f"avsseg: error: {result.error}")
+            self._print(f"avsseg: error: {result.error}")
             return
         places = ", ".join(printable(path) for path in result.outputs)
         if result.status == "skipped":
@@ -112,4 +119,9 @@ class BatchProgress:
     def note(self, text: str) -> None:
         """A line on stderr unless quiet."""
         if not self._quiet:
+            self._print(text)
+
+    def _print(self, text: str) -> None:
+        # a full disk under a log, or a reader that has gone, must not cost the results
+        with contextlib.suppress(OSError):
             self._console.print(text)

@@ -130,7 +130,10 @@ class AudioReader(Iterator[NDArray[np.float32]]):
             self._skip = round((start_s - seek_s) * SAMPLE_RATE_HZ)
             self._processes.append(FfmpegProcess(_decoding(info, seek_s), stall_s=stall_s))
             try:
-                self._processes.append(FfmpegProcess(_aligning(), stdin=self._processes[0], stall_s=stall_s))
+                # a decoder that reads on through pictures without sound is at work
+                decoder = self._processes[0]
+                aligner = FfmpegProcess(_aligning(), stdin=decoder, stall_s=stall_s, progress=decoder.computed)
+                self._processes.append(aligner)
             except BaseException:
                 self.close()
                 raise

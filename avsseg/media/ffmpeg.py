@@ -290,6 +290,10 @@ class FfmpegProcess:
             return "was stopped from outside"
         return f"was killed by signal {-code}" if code < 0 else f"failed with exit code {code}"
 
+    def computed(self) -> int | None:
+        """Clock ticks that the child has computed for; None where the system does not tell (only Linux does)."""
+        return _cpu_time(self._popen.pid)
+
     def killed(self) -> str:
         """The remedy if a signal that was not ours ended the child, whose output is then cut anywhere; otherwise ""."""
         code = self._popen.returncode
@@ -343,11 +347,16 @@ class _Watchdog(threading.Thread):
     def run(self) -> None:
         moved_at = busy_at = time.monotonic()
         seen, computed = None, None
-        while not self.done.wait(min(1.0, self._limit_s / 4)):
+        interval_s = min(1.0, self._limit_s / 4)
+        looked_at = time.monotonic()
+        while not self.done.wait(interval_s):
+            now = time.monotonic()
+            if now - looked_at > interval_s + self._limit_s / 2:
+                moved_at = busy_at = now  # a frozen container, say: all stood still, the child too
+            looked_at = now
             blocked_since = self._blocked_since
             if blocked_since is None:
                 continue
-            now = time.monotonic()
             if self._progress is not None and (token := self._progress()) != seen:
                 moved_at, seen = now, token
             if (spent := _cpu_time(self._popen.pid)) != computed:

@@ -240,6 +240,12 @@ def tone_map(info: VideoInfo, picture: Any) -> Any:
     """Map PQ or HLG pictures to BT.709, as an ordinary screen shows them, where ffmpeg can; others pass unchanged."""
     if not (info.is_hdr and can_tone_map()):
         return picture
+    # zscale maps nothing whose primaries or matrix it does not know, and HDR's are BT.2020's
+    tags = {} if info.color_primaries else {"color_primaries": "bt2020"}
+    if info.color_space in (None, "bt2020c"):
+        tags["colorspace"] = "bt2020nc"
+    if tags:
+        picture = picture.filter("setparams", **tags)
     return (
         picture.filter("zscale", t="linear", npl=100)
         .filter("format", "gbrpf32le")

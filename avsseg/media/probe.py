@@ -71,6 +71,7 @@ class VideoInfo:
         False  # besides the first of picture and sound, such as subtitles: `duration_s` may be theirs
     )
     looked_further: bool = False  # what a track is did not show where ffmpeg looks by default
+    picture_start_s: float = 0.0  # when the first picture comes
 
 
 def open_input(info: VideoInfo, **options: Any) -> Any:
@@ -126,6 +127,7 @@ def probe(path: Path | str, *, stall_s: float = STALL_S) -> VideoInfo:
         container=next((m[1] for line in described if (m := re.match(r"Input #0, (\S+), from", line))), ""),
         has_other_tracks=len(_tracks(described, r"\w+")) > len(audio[:1]) + 1,
         looked_further=looked_further,
+        picture_start_s=_first_time(decoded),
     )
 
 
@@ -149,6 +151,13 @@ def _first_picture(path: Path, stall_s: float, **options: Any) -> tuple[str, lis
     shown = re.sub(r"[\x00-\x08\x0e-\x1f]", "?", os.fsencode(path).decode("utf-8", "replace"))
     name = "\n".join(line.strip() for line in f"file:{shown}".split("\n") if line.strip())
     return decoded, "\n".join(log).replace(name, "INPUT").split("\n"), code
+
+
+def _first_time(decoded: str) -> float:
+    """Seconds at which ffmpeg's list of checksums has its first picture."""
+    base = re.search(r"^#tb 0: (\d+)/([1-9]\d*)", decoded, flags=re.MULTILINE)
+    first = re.search(r"^0, *-?\d+, *(-?\d+),", decoded, flags=re.MULTILINE)
+    return max(0.0, float(int(first[1]) * Fraction(int(base[1]), int(base[2])))) if base and first else 0.0
 
 
 def _is_unknown(track: str) -> bool:

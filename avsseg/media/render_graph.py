@@ -16,10 +16,17 @@ from avsseg.media.probe import VideoInfo, can_tone_map, open_input
 LONGEST_S = 4 * 3600.0  # of an overlay whose end is not known; 1/120000 s in 31 bits, the longest frame of MP4, is 5 h
 MUXERS = {"mp4": "mp4", "mov": "mov", "mkv": "matroska", "webm": "webm"}
 
-# What each container holds so that common players play it; Matroska holds whatever comes.
+# What each container holds so that common players play it; Matroska holds almost anything, but not what DVDs have.
 COPIED_AUDIO = {
     "mp4": frozenset({"aac", "mp3", "mp2", "ac3", "eac3", "opus", "alac"}),
     "mov": frozenset({"aac", "mp3", "ac3", "eac3", "alac", "pcm_s16le", "pcm_s16be", "pcm_s24le", "pcm_s24be"}),
+    "mkv": frozenset(
+        {
+            *("aac", "ac3", "eac3", "dts", "truehd", "mlp", "mp1", "mp2", "mp3", "opus", "vorbis"),
+            *("alac", "flac", "tta", "wavpack", "wmav1", "wmav2", "pcm_u8", "pcm_alaw", "pcm_mulaw"),
+            *("pcm_s16le", "pcm_s16be", "pcm_s24le", "pcm_s24be", "pcm_s32le", "pcm_s32be", "pcm_f32le", "pcm_f64le"),
+        }
+    ),
     "webm": frozenset({"opus", "vorbis"}),
 }
 
@@ -164,7 +171,7 @@ def _audio(
     options: dict[str, Any] = {}
     for index in audio_tracks(info):
         codec = info.audio_codecs[index]
-        copied = container not in COPIED_AUDIO or codec in COPIED_AUDIO[container]
+        copied = codec in COPIED_AUDIO[container]
         if not copied and not _gives_sound(info, index, seek_s):
             warnings.append(f"an audio track of which nothing can be decoded is left out of the {style}")
             continue

@@ -26,7 +26,7 @@ from typing import Literal
 
 from avsseg.errors import UsageError, printable
 from avsseg.pipeline.plan import Shard
-from avsseg.writers.base import make_folders, output_errors, remove_empty
+from avsseg.writers.base import make_folders, of_the_system, output_errors, remove_empty
 
 try:
     import fcntl
@@ -206,7 +206,11 @@ class Journal:
         for name in _names_in(self._path.parent):
             if not name.endswith(SUFFIX) or name.endswith(siblings):
                 continue
-            with contextlib.suppress(FileNotFoundError), (self._path.parent / name).open("rb") as other:
+            # NFS locks no file that is only read
+            with (
+                contextlib.suppress(FileNotFoundError, PermissionError),
+                (self._path.parent / name).open("r+b") as other,
+            ):
                 if not _lock(other.fileno()):
                     raise UsageError(
                         f"{printable(self._out)}: another avsseg run, {name.removesuffix(SUFFIX)}, is at work on this "
@@ -219,7 +223,7 @@ def output_size(path: Path) -> int:
     try:
         if os.path.isdir(path):
             with os.scandir(path) as entries:
-                return sum(entry.stat().st_size for entry in entries)
+                return sum(entry.stat().st_size for entry in entries if not of_the_system(entry.name))
         return os.stat(path).st_size
     except OSError:
         return -1

@@ -8,6 +8,8 @@ import glob
 import hashlib
 import os
 import re
+import tempfile
+import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
@@ -256,12 +258,16 @@ def _results_in(out: Path, mirrored: PurePath, formats: Sequence[Format]) -> dic
 def _refuse_collisions(jobs: Sequence[Job]) -> None:
     inputs = {_real(job.input): job.input for job in jobs}
     owners: dict[Path, Path] = {}
+    alike: dict[str, Path] = {}  # the results by names that some file systems take for one
     mask_folders: set[Path] = set()
     for job in jobs:
         for output_format, path in job.outputs.items():
             resolved = _real(path)
             if resolved in inputs:
                 raise UsageError(f"{printable(path)}: is an input and would be replaced; choose another --out")
+            twin = alike.setdefault(unicodedata.normalize("NFC", str(resolved)).casefold(), resolved)
+            if twin in owners and twin != resolved and not _tells_case_apart(twin.parent):
+                resolved = twin
             if resolved in owners:
                 together = owners[resolved].parent == job.input.parent
                 other_way = (
@@ -283,6 +289,16 @@ def _refuse_collisions(jobs: Sequence[Job]) -> None:
             raise UsageError(
                 f"{printable(path)}: lies inside the folder of masks {printable(folder)}; choose another --out"
             )
+
+
+def _tells_case_apart(folder: Path) -> bool:
+    """Whether `a` and `A` are two files there, or above where nothing is yet; True where nothing can be written."""
+    existing = next(parent for parent in (folder, *folder.parents) if os.path.isdir(parent))
+    try:
+        with tempfile.NamedTemporaryFile(prefix=".avsseg-case-", dir=existing) as file:
+            return not os.path.exists(existing / Path(file.name).name.upper())
+    except OSError:
+        return True
 
 
 def _is_below(path: Path, folder: Path) -> bool:

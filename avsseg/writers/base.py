@@ -193,13 +193,12 @@ class PartialOutput:
         """Removes what was built so far."""
         with output_errors(self.target):
             put_back(self._folder, self.target)
-            if os.name == "nt":
-                self._lock.close()  # Windows does not remove open files
-            if self._folder.exists():
-                shutil.rmtree(self._folder)
+            # Windows does not remove open files, and network file systems keep them there under another name
+            self._lock.close()
+            # what stays is a leftover that the next run removes, and no reason to call a result that is there failed
+            shutil.rmtree(self._folder, ignore_errors=True)
             if not os.path.lexists(self.target):
                 remove_empty(self._made)
-            self._lock.close()  # not earlier: without its lock the folder would be a leftover to other runs
 
 
 @contextlib.contextmanager
@@ -271,8 +270,8 @@ def remove_leftovers(target: Path) -> None:
                 continue
             # without a lock its run was killed before it made one, or while it removed it: here that run would fail
             try:
-                lock = (folder / "lock").open("rb" if "lock" in names else "xb")
-            except FileExistsError:
+                lock = (folder / "lock").open("r+b" if "lock" in names else "xb")  # NFS locks no file that is only read
+            except (FileExistsError, PermissionError):
                 continue
             with lock:
                 try:
@@ -280,7 +279,7 @@ def remove_leftovers(target: Path) -> None:
                 except OSError:
                     continue  # its run is alive
                 put_back(folder, target)
-                shutil.rmtree(folder)
+            shutil.rmtree(folder, ignore_errors=True)  # not while the lock is open, as in `discard`
 
 
 def put_back(folder: Path, target: Path) -> None:
@@ -318,9 +317,16 @@ def is_mask_folder(path: Path) -> bool:
         return False
     pictures = {str(mask["file_name"]) for mask in masks if isinstance(mask, dict) and "file_name" in mask}
     return all(
-        entry.name == MASK_FOLDER_MARK or (entry.name in pictures and re.fullmatch(r"\d{5,}\.png", entry.name))
+        entry.name == MASK_FOLDER_MARK
+        or of_the_system(entry.name)
+        or (entry.name in pictures and re.fullmatch(r"\d{5,}\.png", entry.name))
         for entry in path.iterdir()
     )
+
+
+def of_the_system(name: str) -> bool:
+    """Whether a file or folder is one that file managers and network drives leave in every folder that they show."""
+    return name.startswith("._") or name in {".DS_Store", "Thumbs.db", "desktop.ini", "@eaDir"}
 
 
 def fsync(path: Path) -> None:

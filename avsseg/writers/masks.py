@@ -36,10 +36,12 @@ def frame_index(timestamp_s: float, index: int, info: VideoInfo) -> int:
     """The source frame on screen then, by the average rate; the mask's own index when that rate is unknown."""
     if not info.frame_rate:
         return index
-    shown = math.floor(timestamp_s * info.frame_rate + 1e-6)  # a frame's own timestamp may round to just below it
+    since_first_s = timestamp_s - info.picture_start_s
+    # a frame's own timestamp may round to just below it; before the first one that one is shown
+    shown = max(0, math.floor(since_first_s * info.frame_rate + 1e-6))
     if info.duration_s is None:
         return shown
-    return min(shown, max(0, math.ceil(info.duration_s * info.frame_rate - 1e-6) - 1))
+    return min(shown, max(0, math.ceil((info.duration_s - info.picture_start_s) * info.frame_rate - 1e-6) - 1))
 
 
 def voc_palette() -> list[int]:

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import io
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -83,3 +85,14 @@ def test_the_summary_counts_and_names_what_failed() -> None:
         " failed       1      0      0.5              0",
         "failed: videos/clip.mp4: is broken.",
     ]
+
+
+@pytest.mark.parametrize("problem", [OSError(28, "No space left on device"), BrokenPipeError()])
+def test_a_log_that_cannot_be_written_costs_no_results(monkeypatch: pytest.MonkeyPatch, problem: OSError) -> None:
+    class Refusing(io.StringIO):
+        def write(self, text: str) -> int:
+            raise problem
+
+    monkeypatch.setattr(sys, "stderr", Refusing())
+    monkeypatch.setattr(progress_module, "LINE_INTERVAL_S", 0.0)
+    report()

@@ -14,6 +14,7 @@ import pytest
 from avsseg.errors import EnvironmentFault
 from avsseg.media.ffmpeg import (
     FfmpegProcess,
+    _Watchdog,
     command,
     encoders,
     file_url,
@@ -239,3 +240,29 @@ def test_what_the_system_cannot_give_is_no_matter_of_installing(place, number, h
     with pytest.raises(EnvironmentFault, match=hint) as caught:
         FfmpegProcess(["ffmpeg", "-version"])
     assert "Install" not in str(caught.value)
+
+
+def test_time_in_which_everything_was_frozen_is_no_stall(monkeypatch):
+    with FfmpegProcess(python("input()"), stdin=True) as process:
+        watchdog = _Watchdog(process._popen, 0.2, None)
+        waits = iter([False] * 4 + [True])
+
+        def frozen(interval_s: float) -> bool:
+            time.sleep(interval_s + 0.25)
+            return next(waits)
+
+        monkeypatch.setattr(watchdog.done, "wait", frozen)
+        with watchdog:
+            watchdog.run()
+        assert not watchdog.stalled
+
+
+def test_a_reader_waits_for_one_that_computes(monkeypatch):
+    """The second is given nothing while the first is at work, and is idle itself."""
+    busy = "import time\nend = time.time() + 1.5\nwhile time.time() < end: pass\nprint('done', flush=True)"
+    with FfmpegProcess(python(busy)) as first:
+        reader = python("print(input())")
+        with FfmpegProcess(reader, stdin=first, stall_s=0.4, progress=first.computed) as second:
+            buffer = memoryview(bytearray(16))
+            assert second.read_into(buffer) > 0
+            assert not second.stalled

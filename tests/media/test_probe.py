@@ -253,3 +253,12 @@ def test_a_name_that_is_not_utf8_is_read(each_ffmpeg, barcode_video, tmp_path):
 )
 def test_a_rounded_frame_rate_is_made_exact(line, rate):
     assert _frame_rate(line) == rate
+
+
+@pytest.mark.parametrize("suffix", ["mkv", "mp4"])
+def test_when_the_picture_begins(suffix, each_ffmpeg, barcode_video, encode_barcodes, tmp_path):
+    assert probe(barcode_video("short").path).picture_start_s == 0
+    path = tmp_path / f"late.{suffix}"
+    late = ("-filter:v", "setpts=PTS+1.5/TB", "-c:v", "libx264", "-bf", "0", "-c:a", "aac")
+    encode_barcodes(path, 10, *late, "-map", "0:v", "-map", "1:a", inputs=("-f", "lavfi", "-i", "sine=duration=3"))
+    assert probe(path).picture_start_s == pytest.approx(1.5, abs=0.05)

@@ -133,6 +133,16 @@ def test_audio_that_a_container_cannot_hold_is_encoded_with_a_notice(
     assert renderer.warnings[0].startswith(notice)
 
 
+def test_not_even_matroska_holds_everything(each_ffmpeg, encode_barcodes, tmp_path, strip, red_renderer):
+    source, path = tmp_path / "big-endian.mov", tmp_path / "overlay.mkv"
+    tone = ("-f", "lavfi", "-i", "sine=duration=1")
+    encode_barcodes(source, 30, "-map", "0", "-map", "1", "-c:v", "mpeg4", "-c:a", "pcm_f32be", inputs=tone)
+    with red_renderer(probe(source), path, container="mkv") as renderer:
+        renderer.write(strip(0.0))
+    assert probe(path).audio_codecs == ("aac",)
+    assert renderer.warnings == ("a .mkv file cannot hold its pcm_f32be audio; it is re-encoded as AAC",)
+
+
 def test_tracks_of_one_codec_are_told_of_once(two_tracks, tmp_path, strip, red_renderer):
     info = probe(two_tracks("flac", "flac"))
     with red_renderer(info, tmp_path / "overlay.mp4") as renderer:

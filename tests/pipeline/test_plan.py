@@ -281,6 +281,20 @@ def test_results_that_would_destroy_something_are_refused(
         plan_outputs(inputs, out, ["overlay"])
 
 
+def test_names_that_differ_in_case_alone_are_one_result_on_some_disks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("Clip.mp4", "clip.mkv", "cafe\u0301.mp4", "CAF\u00c9.mkv"):
+        (tmp_path / name).touch()
+    inputs = find_inputs([str(tmp_path / "*lip.*")]), find_inputs([str(tmp_path / "[cC][aA]*.*")])
+    if not os.path.exists(tmp_path / "CLIP.MP4"):
+        assert [len(plan_outputs(found, tmp_path / "o", ["coco"])) for found in inputs] == [2, 2]
+    monkeypatch.setattr("avsseg.pipeline.plan._tells_case_apart", lambda _: False)
+    for found in inputs:
+        with pytest.raises(UsageError, match="would both write"):
+            plan_outputs(found, tmp_path / "o", ["coco"])
+
+
 def test_a_folder_of_masks_must_not_hold_inputs_or_other_results(tmp_path: Path) -> None:
     (tmp_path / "videos" / "x").mkdir(parents=True)
     for name in ("x.mp4", "x/y.mp4"):

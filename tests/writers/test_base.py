@@ -3,6 +3,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from avsseg.errors import OutputError
+from avsseg.pipeline.journal import output_size
 from avsseg.writers import base
 from avsseg.writers.base import PartialOutput, blocking, fsync, is_mask_folder, remove_leftovers
 
@@ -41,6 +43,31 @@ def test_a_file_appears_under_its_name_only_when_committed(tmp_path: Path) -> No
     output.commit()
     assert target.read_text() == "whole"
     assert contents(tmp_path) == ["new", "new/result.json"]
+
+
+def test_a_hidden_folder_that_stays_is_no_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """NFS and FUSE keep a file that is removed while it is open, and with it the folder."""
+    remove = shutil.rmtree
+
+    def with_open_files_kept(folder: Path, *, ignore_errors: bool = False) -> None:
+        if not output._lock.closed:
+            (folder / "lock").rename(folder / ".nfs0001")
+        (folder / ".nfs0001").exists() or remove(folder)
+        if folder.exists() and not ignore_errors:
+            raise OSError(errno.ENOTEMPTY, "Directory not empty")
+
+    monkeypatch.setattr(base.shutil, "rmtree", with_open_files_kept)
+    target = tmp_path / "result.json"
+    output = PartialOutput(target)
+    output.path.write_text("whole")
+    output.commit()
+    assert contents(tmp_path) == ["result.json"]
+    # and whatever else keeps it there
+    monkeypatch.setattr(base.shutil, "rmtree", lambda _, ignore_errors=False: None)
+    output = PartialOutput(target)
+    output.path.write_text("again")
+    output.commit()
+    assert target.read_text() == "again"
 
 
 def test_discarding_leaves_an_earlier_file_as_it_was(tmp_path: Path) -> None:
@@ -289,3 +316,19 @@ def test_files_that_come_while_a_result_is_made_stay(tmp_path: Path) -> None:
     output.discard()
     assert [path.name for path in tmp_path.iterdir()] == ["shots"]
     assert (target / "holiday.jpg").read_bytes() == b"mine"
+
+
+@pytest.mark.parametrize("name", [".DS_Store", "._00007.png", "Thumbs.db", "desktop.ini", "@eaDir"])
+def test_what_file_managers_leave_is_in_nobodys_way(tmp_path: Path, name: str) -> None:
+    target = tmp_path / "masks"
+    target.mkdir()
+    (target / "masks.json").write_text(OLD_LISTING)
+    before = output_size(target)
+    (target / name).write_text("of the system")
+    assert is_mask_folder(target)
+    assert output_size(target) == before
+    assert blocking(target, folder=True) == ""
+    output = PartialOutput(target, folder=True)
+    (output.path / "masks.json").write_text(OLD_LISTING)
+    output.commit()
+    assert contents(tmp_path) == ["masks", "masks/masks.json"]

@@ -169,3 +169,9 @@ def test_the_frame_index_is_that_of_the_frame_on_screen(info: VideoInfo, timesta
     ten_a_second = replace(info, frame_rate=10.0, duration_s=3.0)
     assert frame_index(timestamp_s, 7, ten_a_second) == frame
     assert frame_index(timestamp_s, 7, replace(info, frame_rate=None)) == 7
+
+
+@pytest.mark.parametrize(("timestamp_s", "frame"), [(0.5, 0), (1.5, 0), (1.62, 1), (4.3, 28), (4.6, 29)])
+def test_the_frame_index_counts_from_the_first_picture(info: VideoInfo, timestamp_s: float, frame: int) -> None:
+    late = replace(info, frame_rate=10.0, duration_s=4.5, picture_start_s=1.5)
+    assert frame_index(timestamp_s, 7, late) == frame
