@@ -7,6 +7,7 @@ of a dataset are known, its features can be told apart by them in both modalitie
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 # a thing of no listed class must not be ruled out: the logarithm of this, times the weight, is the most it can lose
@@ -28,12 +29,18 @@ class ClassAgreement(nn.Module):
 
     def forward(self, mask_feature: Tensor, heard: Tensor) -> Tensor:
         """mask_feature (N, C, h, w), heard (N, K) logits -> what it adds to the mask's logits, (N, 1, h, w) float32."""
-        of_class = self.seen_logits(mask_feature).softmax(1)[:, 1:]
-        # no matrix product, which autocast would round to 16 bits: the logarithm of what is next to 0 needs more
-        agreed = (of_class * heard.float().sigmoid()[..., None, None]).sum(1, keepdim=True)
-        return self.weight * (agreed + FLOOR).log() + self.offset
+        of_class = self._seen(mask_feature).softmax(-1)[..., 1:].flatten(1, 2)
+        # autocast would round the product to 16 bits, and the logarithm of what is next to 0 needs more
+        with torch.autocast(mask_feature.device.type, enabled=False):
+            agreed = of_class @ heard.float().sigmoid()[..., None]
+        added = self.weight * (agreed + FLOOR).log() + self.offset
+        return added.view(-1, 1, *mask_feature.shape[-2:])
 
     def seen_logits(self, mask_feature: Tensor) -> Tensor:
         """mask_feature (N, C, h, w) -> (N, K + 1, h, w) float32: none of the classes, which is 0, and the classes."""
-        seen = self.seen_head(mask_feature).float()
-        return torch.cat([torch.zeros_like(seen[:, :1]), seen], dim=1)
+        return self._seen(mask_feature).movedim(-1, 1)
+
+    def _seen(self, mask_feature: Tensor) -> Tensor:
+        """(N, h, w, K + 1): classes last, as a softmax is fastest over."""
+        kernel = self.seen_head.weight.flatten(1)
+        return F.pad(F.linear(mask_feature.movedim(1, -1), kernel, self.seen_head.bias).float(), (1, 0))
