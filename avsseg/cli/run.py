@@ -262,7 +262,8 @@ def run(
     if null and "-" not in inputs:
         raise UsageError("-0 is about the list on stdin; name - as an input, or drop it")
     listed = read_list(null=null) if "-" in inputs else iter(())
-    found = find_inputs(inputs, recursive=recursive, listed=listed, exclude=out)
+    made = (out / key for key in read_journal(out))
+    found = find_inputs(inputs, recursive=recursive, listed=listed, exclude=out, made=made)
     wanted_formats = choose_formats(formats, out, several=found.several)
     planned = plan_outputs(found, out, wanted_formats)
     part = parse_shard(shard) if shard is not None else Shard()

@@ -81,7 +81,12 @@ class Shard:
 
 
 def find_inputs(
-    arguments: Sequence[str], *, recursive: bool = False, listed: Iterable[str] = (), exclude: Path | None = None
+    arguments: Sequence[str],
+    *,
+    recursive: bool = False,
+    listed: Iterable[str] = (),
+    exclude: Path | None = None,
+    made: Iterable[Path] = (),
 ) -> Inputs:
     """The videos that the arguments name, in order, each once.
 
@@ -90,6 +95,7 @@ def find_inputs(
         recursive: search the subfolders of folders too.
         listed: paths that stand for "-".
         exclude: a folder that is not searched: the output folder, which may lie inside an input folder.
+        made: results of earlier runs, which no folder and no pattern stands for: they may lie beside the inputs.
 
     A file that does not exist, a pattern without a match and a folder that has no videos or cannot be read are kept:
     they fail by themselves. Links to files are followed, links to folders are not unless they are named. A
@@ -103,12 +109,14 @@ def find_inputs(
     empty: list[Path] = []
     unmatched: list[Path] = []
     several = len(arguments) > 1
+    results = {_real(path) for path in made}
 
     def add(path: Path, mirrored: PurePath) -> None:
         found.setdefault(_real(path), FoundInput(path, mirrored))
 
     def add_folder(folder: Path, mirrored: PurePath) -> None:
         videos, unreadable = _videos_in(folder, recursive=recursive, exclude=exclude)
+        videos = [path for path in videos if _real(path) not in results]
         for path in (*videos, *unreadable):
             add(path, mirrored / path.relative_to(folder) if path != folder else PurePath(folder.name))
         if not videos and not unreadable:
@@ -132,6 +140,7 @@ def find_inputs(
             if exclude is not None:
                 # results of an earlier run of the same command are no inputs; a pattern within --out is meant so
                 matches = [path for path in matches if _is_below(base, exclude) or not _is_below(path, exclude)]
+            matches = [path for path in matches if _real(path) not in results]
             if not matches:
                 unmatched.append(Path(argument))
             for path in matches:

@@ -295,6 +295,20 @@ def test_names_that_differ_in_case_alone_are_one_result_on_some_disks(
             plan_outputs(found, tmp_path / "o", ["coco"])
 
 
+def test_results_beside_their_inputs_are_no_inputs(tmp_path: Path) -> None:
+    for name in ("a.mp4", "a.matte.mp4", "sub/b.mp4", "sub/b.matte.mp4"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    made = [tmp_path / "a.matte.mp4", tmp_path / "sub" / "b.matte.mp4"]
+    for argument in (tmp_path, tmp_path / "**" / "*.mp4"):
+        found = find_inputs([str(argument)], recursive=True, exclude=tmp_path, made=made)
+        assert sorted(item.path.name for item in found.found) == ["a.mp4", "b.mp4"]
+        assert len(plan_outputs(found, tmp_path, ["matte"])) == 2
+    # one that is named is meant
+    (named,) = find_inputs([str(made[0])], made=made).found
+    assert named.path == made[0]
+
+
 def test_a_folder_of_masks_must_not_hold_inputs_or_other_results(tmp_path: Path) -> None:
     (tmp_path / "videos" / "x").mkdir(parents=True)
     for name in ("x.mp4", "x/y.mp4"):
