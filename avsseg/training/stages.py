@@ -48,7 +48,7 @@ class Stage:
     settings: Mapping[str, Any] = field(default_factory=dict)
 
 
-# As measured (benchmarks/RESULTS.md), but for `agreement`: shapes are learned fastest in small pictures and without the
+# As measured (benchmarks/RESULTS.md): shapes are learned fastest in small pictures and without the
 # blocks, outlines need larger ones, and the blocks little time
 _PLAIN: dict[str, Any] = {"stage": "plain", "learning_rate": 1e-3, "frozen_audio": True}
 SCENES = (
