@@ -29,8 +29,9 @@ from avsseg.training.encoders import (
     sounding_crops,
     sounding_frames,
 )
-from avsseg.training.run import TrainingRun, build_model
+from avsseg.training.run import TrainingRun
 from avsseg.training.settings import TrainingSettings
+from avsseg.training.start import build_model
 from avsseg.training.trainer import Interrupted, Progress
 from avsseg.weights.store import load_model
 

@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -31,47 +32,41 @@ def keys(section: str, heading: str) -> set[str]:
     return {key for row in rows for key in re.findall(r"`(\w+)`", row.split("|")[1])}
 
 
-def written(path: Path) -> dict[str, object]:
-    document: dict[str, object] = json.loads(path.read_text(encoding="utf-8"))
-    return document
-
-
-def test_masks_json(
+@pytest.fixture
+def document(
     tmp_path: Path,
     info: VideoInfo,
     track_settings: Callable[..., TrackSettings],
     smooth_masks: Callable[..., list[Mask]],
-) -> None:
-    writer = MaskFolderWriter(tmp_path / "masks")
-    writer.open(info, track_settings())
-    for mask in smooth_masks(2):
-        writer.write(mask)
-    writer.finish()
-    document = written(tmp_path / "masks" / "masks.json")
-    assert keys("A folder of masks", "key") == set(document)
-    assert keys("A folder of masks", "key of a mask") == set(document["masks"][0])  # type: ignore[index]
-    assert keys("Settings", "key") == set(document["settings"])  # type: ignore[call-overload]
-    assert keys("Settings", "key") == {field.name for field in fields(TrackSettings)}
+) -> Callable[[type[MaskFolderWriter | CocoWriter]], Any]:
+    """The JSON that a writer leaves of two masks."""
+
+    def write(kind: type[MaskFolderWriter | CocoWriter]) -> Any:
+        writer = kind(tmp_path / "masks")
+        writer.open(info, track_settings())
+        for mask in smooth_masks(2):
+            writer.write(mask)
+        (made,) = writer.finish()
+        return json.loads((made / "masks.json" if made.is_dir() else made).read_text(encoding="utf-8"))
+
+    return write
 
 
-def test_coco_json(
-    tmp_path: Path,
-    info: VideoInfo,
-    track_settings: Callable[..., TrackSettings],
-    smooth_masks: Callable[..., list[Mask]],
-) -> None:
-    writer = CocoWriter(tmp_path / "masks.json")
-    writer.open(info, track_settings())
-    for mask in smooth_masks(2):
-        writer.write(mask)
-    writer.finish()
-    document = written(tmp_path / "masks.json")
-    assert keys("COCO JSON", "key") == set(document)
-    assert keys("COCO JSON", "key of an annotation") == set(document["annotations"][0])  # type: ignore[index]
-    assert set(document["info"]) == {"description", *keys("Settings", "key")}  # type: ignore[call-overload]
+def test_masks_json(document: Callable[..., Any]) -> None:
+    written = document(MaskFolderWriter)
+    assert keys("A folder of masks", "key") == set(written)
+    assert keys("A folder of masks", "key of a mask") == set(written["masks"][0])
+    assert keys("Settings", "key") == set(written["settings"]) == {field.name for field in fields(TrackSettings)}
+
+
+def test_coco_json(document: Callable[..., Any]) -> None:
+    written = document(CocoWriter)
+    assert keys("COCO JSON", "key") == set(written)
+    assert keys("COCO JSON", "key of an annotation") == set(written["annotations"][0])
+    assert set(written["info"]) == {"description", *keys("Settings", "key")}
     for table in ("videos", "images", "categories"):
         (row,) = re.findall(rf"^\| `{table}` \| (.*) \|$", text_of("COCO JSON"), re.MULTILINE)
-        assert set(document[table][0]) <= set(re.findall(r"`(\w+)`", row)), table  # type: ignore[index]
+        assert set(written[table][0]) <= set(re.findall(r"`(\w+)`", row)), table
 
 
 def test_csv() -> None:
