@@ -141,7 +141,12 @@ def train(
     ] = None,
     mute: Annotated[
         bool | None,
-        typer.Option("--mute", help="Train without sound, for comparison.", show_default=False, rich_help_panel=_WHAT),
+        typer.Option(
+            "--mute",
+            help="Train without sound, for comparison; with --preset scenes, all but the encoders.",
+            show_default=False,
+            rich_help_panel=_WHAT,
+        ),
     ] = None,
     epochs: Annotated[int | None, typer.Option(help="0: no limit.", show_default=False, rich_help_panel=_HOW)] = None,
     minutes: Annotated[
@@ -254,6 +259,12 @@ def gather(
             flags = {**flags, "epochs": 0}
         else:
             values = {**values, "epochs": 0}
+    if preset == "scenes" and flags.get("mute", values.get("mute")) and "agreement" not in {*flags, *values}:
+        # likewise: nothing is heard that masks could go by
+        if "mute" in flags:
+            flags = {**flags, "agreement": False}
+        else:
+            values = {**values, "agreement": False}
     settings = with_changes(training_preset(preset or "tiny", chosen), values, where=printable(config or ""))
     settings = with_changes(settings, flags, where="command line")
     if settings.start_from and "model" in flags:

@@ -255,6 +255,16 @@ def test_the_file_of_four_runs_repeats_them(tmp_path: Path) -> None:
         gather(tmp_path / "new", "scenes", {"batch": 2}, tmp_path / "stages.toml", resume=False)
 
 
+def test_four_runs_without_sound_have_no_agreement(tmp_path: Path) -> None:
+    muted = gather(tmp_path, "scenes", {"data": "d", "mute": True}, None, resume=False)
+    assert muted.mute
+    assert not muted.agreement
+    (tmp_path / "muted.toml").write_text('data = "d"\nmute = true\n')
+    assert gather(tmp_path, "scenes", {}, tmp_path / "muted.toml", resume=False) == muted
+    with pytest.raises(UsageError, match="give agreement=false with --mute"):
+        gather(tmp_path, "scenes", {"data": "d", "mute": True, "agreement": True}, None, resume=False)
+
+
 def test_a_stop_too_late_for_one_of_four_runs_keeps_the_next_from_beginning(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -70,11 +70,16 @@ def test_what_is_given_counts_for_all_runs() -> None:
     assert [settings.backbone for settings in runs] == ["resnet50", "", "", ""]
 
 
+def test_without_sound_the_encoders_still_learn_from_it() -> None:
+    runs = [settings for _, settings in scene_stages(OUT, scenes(mute=True, agreement=False))]
+    assert [settings.mute for settings in runs] == [False, True, True, True]
+    assert not any(settings.agreement for settings in runs)
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [
         ({"batch": 2, "learning_rate": 1e-3}, "its own batch, learning_rate in each of its runs"),
-        ({"mute": True}, "its own mute"),
         ({"subset": "avss"}, "leave out --subset avss"),
         ({"minutes": 0.0}, "give --minutes 60"),
     ],
