@@ -15,7 +15,7 @@ import time
 import torch
 
 from avsseg.benchmark.models import forward_pass, random_clips
-from avsseg.pipeline.segment import channels_last
+from avsseg.pipeline.device import channels_last
 from avsseg.weights import load_model
 
 

@@ -17,7 +17,7 @@ import torch
 from avsseg.benchmark.models import forward_pass, random_clips
 from avsseg.model.avs_mamba import AvsMamba
 from avsseg.model.config import preset
-from avsseg.pipeline.segment import channels_last
+from avsseg.pipeline.device import channels_last
 
 MODELS = {"avs-mamba-tiny": 160, "avs-mamba-resnet50": 224, "avs-mamba-pvt-v2-b5": 224}  # side
 

@@ -13,6 +13,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from avsseg.model.avs_mamba import AvsMamba
 from avsseg.ops import selective_scan as scan_module
+from avsseg.pipeline.options import Precision
+from avsseg.pipeline.scoring import AUTOCAST_DTYPES
 
 CONVENTION = (
     "two a multiply-add of matrices, convolutions and attention; B K L D (9 N + 1 + 2 R) a selective scan; "
@@ -22,7 +24,7 @@ CONVENTION = (
 
 @dataclass(frozen=True)
 class Complexity:
-    """What one forward pass of one clip takes, whatever it runs on.
+    """What one forward pass of one clip takes in one number format, whatever it runs on.
 
     `flops` counts as `CONVENTION` says and includes `scan_flops`, those inside the scan operator.
     """
@@ -77,10 +79,15 @@ def counted_scans() -> Iterator[list[int]]:
 
 
 @torch.no_grad()
-def complexity(model: AvsMamba, frames: Tensor, log_mel: Tensor) -> Complexity:
-    """The complexity of a forward pass on frames (1, T, 3, H, W) and log_mel (1, T, 1, 96, 64), float32."""
+def complexity(model: AvsMamba, frames: Tensor, log_mel: Tensor, precision: Precision = "fp32") -> Complexity:
+    """The complexity of a forward pass on frames (1, T, 3, H, W) and log_mel (1, T, 1, 96, 64), float32.
+
+    In half precision the mask head of the paper computes what it reads from a table in float32.
+    """
+    dtype = AUTOCAST_DTYPES.get(precision)
+    autocast = torch.autocast(frames.device.type, dtype=dtype, enabled=dtype is not None)
     # of the attention kernels the counter knows only some; the plain form is made of matrix products
-    with counted_scans() as scans, sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+    with autocast, counted_scans() as scans, sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         model(frames, log_mel)
     return Complexity(
         parameter_count(model),

@@ -10,6 +10,7 @@ import json
 import statistics
 import subprocess
 import sys
+import tempfile
 from dataclasses import dataclass, replace
 
 import torch
@@ -19,9 +20,9 @@ from avsseg.benchmark.complexity import Complexity, complexity
 from avsseg.benchmark.options import BenchOptions, model_config
 from avsseg.benchmark.timing import Listener, ignore, synchronise, time_in_turn
 from avsseg.model.avs_mamba import AvsMamba
+from avsseg.pipeline.device import channels_last, resolve_device, resolve_precision
 from avsseg.pipeline.options import Precision
 from avsseg.pipeline.scoring import AUTOCAST_DTYPES, is_out_of_memory
-from avsseg.pipeline.segment import channels_last, resolve_device, resolve_precision
 
 SEED = 0
 OUT_OF_MEMORY = "out of memory"
@@ -159,7 +160,7 @@ def forward_pass(model: AvsMamba, clips: tuple[Tensor, Tensor], precision: Preci
 def _first_pass(row: BenchRow, model: AvsMamba, device: torch.device, precision: Precision) -> BenchRow:
     """Counts operations and memory, and is the pass that compiles kernels and fills caches before any is timed."""
     try:
-        row = replace(row, complexity=complexity(model, *random_clips(1, row.size, row.frames, device)))
+        row = replace(row, complexity=complexity(model, *random_clips(1, row.size, row.frames, device), precision))
     except (RuntimeError, MemoryError) as error:
         # counting takes float32 and attention as it is written: the pass itself may fit all the same
         if not is_out_of_memory(error):
@@ -186,6 +187,8 @@ def peak_of_own_process(row: BenchRow, precision: Precision) -> int | None:
     """Bytes that a fresh process holds at most that does one pass on the CPU; None where that cannot be had."""
     asked = json.dumps([row.model, row.batch, row.size, row.frames, precision, torch.get_num_threads()])
     command = [sys.executable, "-m", "avsseg.benchmark.memory", asked]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    # Python puts the folder that it starts in before its own modules: one without files of that name
+    with tempfile.TemporaryDirectory() as empty:
+        done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=empty)
     # killed for its memory, as a rule: the pass in this process will tell
     return int(done.stdout) if done.returncode == 0 and done.stdout.strip().isdigit() else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -13,7 +14,7 @@ import typer
 
 import avsseg
 from avsseg.benchmark.options import DEFAULT_MODELS, BenchOptions
-from avsseg.errors import EnvironmentFault, UsageError
+from avsseg.errors import EnvironmentFault, UsageError, printable
 from avsseg.model.config import FIGURE_10_SIZES
 from avsseg.pipeline.options import Precision
 
@@ -85,6 +86,7 @@ def bench(
             show_default=False,
         ),
     ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the picture of --plot if it exists.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout instead of a table.")] = False,
 ) -> None:
     """Measure latency, throughput, memory, operations and parameters, for each backbone and resolution.
@@ -110,10 +112,15 @@ def bench(
         if scan:
             raise UsageError("--plot draws the table of models; drop it, or --scan")
         if plot.suffix.lower() != ".png":
-            raise UsageError(f"--plot {plot}: the name must end in .png")
+            raise UsageError(f"--plot {printable(plot)}: the name must end in .png")
+        if plot.is_dir() or (os.path.lexists(plot) and not overwrite):
+            raise UsageError(f"--plot {printable(plot)}: exists already. Choose another name, or add --overwrite")
         from avsseg.benchmark.figure import require_matplotlib
+        from avsseg.writers.base import PartialOutput
 
-        require_matplotlib()  # before minutes of measuring, not after
+        # before minutes of measuring, not after
+        require_matplotlib()
+        PartialOutput(plot).discard()
     if scan:
         usual = BenchOptions()
         names = ("models", "batch", "precision", "rate")
@@ -129,7 +136,7 @@ def _bench_models(options: BenchOptions, plot: Path | None, *, as_json: bool) ->
     from avsseg.benchmark.complexity import CONVENTION
     from avsseg.benchmark.models import measure_models
     from avsseg.ops.selective_scan import automatic_backend
-    from avsseg.pipeline.segment import resolve_device, resolve_precision
+    from avsseg.pipeline.device import resolve_device, resolve_precision
 
     place = resolve_device(options.device)
     with _telling() as listener:
@@ -167,7 +174,7 @@ def _bench_scans(options: BenchOptions, *, as_json: bool) -> None:
     import torch
 
     from avsseg.benchmark.scans import compare_scans, temporal_mamba_shape
-    from avsseg.pipeline.segment import resolve_device
+    from avsseg.pipeline.device import resolve_device
 
     place = resolve_device(options.device)
     if options.threads is not None:

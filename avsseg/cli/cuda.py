@@ -21,6 +21,9 @@ class CudaBuild:
     pytorch: tuple[Version, Version]
     capability: tuple[Version, Version]
 
+    def runs_on(self, capability: Version) -> bool:
+        return self.capability[0] <= capability < self.capability[1]
+
     @property
     def name(self) -> str:
         """As the folder of the package index is called."""
@@ -34,6 +37,8 @@ BUILDS = (
     CudaBuild((12, 8), pytorch=((2, 7), (2, 12)), capability=((7, 5), (13, 0))),
 )
 NEWEST_BUILD, OLDEST_BUILD = BUILDS[:2]
+# no CUDA before 12.8 compiles for GPUs from this compute capability on
+BLACKWELL, FIRST_OF_BLACKWELL = (10, 0), (12, 8)
 
 _MAJOR_ATTRIBUTE, _MINOR_ATTRIBUTE = 75, 76  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_*
 
@@ -90,18 +95,19 @@ def missing_for_cuda(
     drivers = "https://www.nvidia.com/drivers"
     if platform == "linux":
         drivers = f"sudo ubuntu-drivers install (Ubuntu), or {drivers}"
+    if capability is not None and not any(build.runs_on(capability) for build in BUILDS):
+        major, minor = capability
+        return [f"No PyTorch that avsseg runs with has kernels for a GPU of compute capability {major}.{minor}"]
     build = _build_for(torch_version, driver, capability)
     install = f"Install PyTorch's CUDA build: {pip_command(torch_version, driver, capability, platform=platform)}"
     if driver is None:
         step = f"Install an NVIDIA driver, none is found: {drivers}"
         return [step, install] if built_for is None else [step]
     update = f"Update the NVIDIA driver, it runs CUDA {driver[0]}.{driver[1]} and"
-    if built_for is None:
+    if built_for is None or (capability is not None and not _has_kernels(_version(built_for), capability)):
         if driver[0] >= build.cuda[0]:
             return [install]
         return [f"{update} PyTorch {build.name}, the build for this GPU, needs {build.cuda[0]}.0: {drivers}", install]
-    if capability is not None and capability < NEWEST_BUILD.capability[0] and _version(built_for) >= NEWEST_BUILD.cuda:
-        return [install]
     if driver[0] < _version(built_for)[0]:
         return [f"{update} this PyTorch needs {built_for}: {drivers}"]
     if visible is not None:
@@ -112,31 +118,52 @@ def missing_for_cuda(
 def pip_command(
     torch_version: str, driver: Version | None, capability: Version | None = None, *, platform: str = sys.platform
 ) -> str:
-    """The command that replaces this interpreter's PyTorch by the CUDA build of the same version for this GPU."""
-    number = torch_version.split("+")[0]
-    python = f'"{sys.executable}"' if platform == "win32" else shlex.quote(sys.executable)
+    """The command that replaces this interpreter's PyTorch by the CUDA build for this GPU.
+
+    It is of the same version, or, where that has no kernels for the GPU, of those that have.
+    """
+    build = _build_for(torch_version, driver, capability)
+    first, end = build.pytorch
+    same = first <= _version(torch_version) < end
+    wanted = f"torch=={torch_version.split('+')[0]}" if same else f"torch>={_text(first)},<{_text(end)}"
+    quote = _quoted if platform == "win32" else shlex.quote
     # without --force-reinstall pip finds the version installed already
     return (
-        f"{python} -m pip install --force-reinstall torch=={number} "
-        f"--index-url {PYTORCH_INDEX}{_build_for(torch_version, driver, capability).name}"
+        f"{quote(sys.executable)} -m pip install --force-reinstall {quote(wanted)} "
+        f"--index-url {PYTORCH_INDEX}{build.name}"
     )
 
 
 def _build_for(torch_version: str, driver: Version | None, capability: Version | None) -> CudaBuild:
-    """The best build for this driver, else for any driver, of those that fit PyTorch and the GPU."""
+    """The best build for this driver, else for any driver, of those that fit PyTorch and the GPU, else the GPU."""
     version = _version(torch_version)
-    fitting = [
-        build
-        for build in BUILDS
-        if build.pytorch[0] <= version < build.pytorch[1]
-        and (capability is None or build.capability[0] <= capability < build.capability[1])
-    ]
+    able = [build for build in BUILDS if capability is None or build.runs_on(capability)]
+    fitting = [build for build in able if build.pytorch[0] <= version < build.pytorch[1]] or able
     major = OLDEST_BUILD.cuda[0] if driver is None else driver[0]
     return next((build for build in fitting if build.cuda[0] <= major), (*fitting, OLDEST_BUILD)[0])
 
 
+def _has_kernels(cuda: Version, capability: Version) -> bool:
+    """Whether PyTorch's build for that CUDA version runs on a GPU; of builds that are not listed, as far as is sure."""
+    for build in BUILDS:
+        if build.cuda == cuda:
+            return build.runs_on(capability)
+    return not (cuda < FIRST_OF_BLACKWELL and capability >= BLACKWELL) and not (
+        cuda >= NEWEST_BUILD.cuda and capability < NEWEST_BUILD.capability[0]
+    )
+
+
 def _driver(platform: str) -> ctypes.CDLL:
     return ctypes.CDLL("nvcuda.dll" if platform == "win32" else "libcuda.so.1")
+
+
+def _quoted(word: str) -> str:
+    """As cmd.exe and PowerShell take a word whole."""
+    return f'"{word}"'
+
+
+def _text(version: Version) -> str:
+    return f"{version[0]}.{version[1]}"
 
 
 def _version(text: str) -> Version:

@@ -81,8 +81,8 @@ def evaluate(
     from rich.progress import Progress
 
     from avsseg.evaluation.evaluate import Evaluation, EvaluationSettings
+    from avsseg.pipeline.device import channels_last, resolve_device
     from avsseg.pipeline.scoring import memory_faults
-    from avsseg.pipeline.segment import channels_last, resolve_device
     from avsseg.weights.store import load_model
     from avsseg.writers.base import PartialOutput, written_whole
 

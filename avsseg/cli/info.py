@@ -72,7 +72,7 @@ def _ffmpeg() -> str:
 def _device() -> str:
     import torch
 
-    from avsseg.pipeline.segment import resolve_device
+    from avsseg.pipeline.device import resolve_device
 
     device = resolve_device("auto")
     if device.type == "cuda":
@@ -86,7 +86,7 @@ def _cuda() -> str:
     import torch
 
     from avsseg.cli.cuda import driver_cuda_version, gpu_capability, missing_for_cuda
-    from avsseg.pipeline.segment import cuda_fault
+    from avsseg.pipeline.device import cuda_fault
 
     fault = cuda_fault()
     if not fault:
@@ -104,7 +104,7 @@ def _cuda() -> str:
 def _scan() -> str:
     from avsseg.ops import cpu
     from avsseg.ops.selective_scan import automatic_backend, available_backends
-    from avsseg.pipeline.segment import resolve_device
+    from avsseg.pipeline.device import resolve_device
 
     device = resolve_device("auto")
     chosen, reasons = automatic_backend(device), available_backends()
@@ -112,8 +112,8 @@ def _scan() -> str:
     if not reasons["cpp"]:
         try:
             detail = f" with {cpu.capability()} instructions"
-        except ValueError as error:
-            return f"none: cpp cannot be used: {error}. Correct the variable or unset it"
+        except AvssegError as error:
+            return f"none: cpp cannot be used: {error}"
     usable = [name for name, reason in reasons.items() if not reason]
     others = [f"{name} cannot be used: {reason}" for name, reason in reasons.items() if reason]
     place = {"cpu": "the CPU", "cuda": "CUDA"}.get(device.type, device.type)

@@ -136,7 +136,9 @@ class AvsMamba(nn.Module):
         With `views` V of a clip, one behind the other, log_mel is (B / V * S, T, 1, 96, 64): each is seen with all S.
         """
         B, T, _, H, W = frames.shape
-        pictures = F.pad(frames.flatten(0, 1), (0, -W % COARSEST_STRIDE, 0, -H % COARSEST_STRIDE))
+        # -W % 32 is what torch.compile cannot take of a size that it keeps as a symbol
+        right, below = ((COARSEST_STRIDE - side % COARSEST_STRIDE) % COARSEST_STRIDE for side in (W, H))
+        pictures = F.pad(frames.flatten(0, 1), (0, right, 0, below))
         features = [feature.unflatten(0, (B, T)) for feature in self.visual_backbone(pictures)]
         embedding = self.audio_encoder(log_mel.flatten(0, 1)).unflatten(0, (B // views, sounds, T))
         return self.fuse(features, embedding.repeat_interleave(views, 0).flatten(0, 1), sounds)

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from avsseg.errors import EnvironmentFault
 from avsseg.ops.registration import checkpoints_shape, keeps_states, register
 
 LIBRARY_PATH = Path(__file__).with_name("libavsseg_scan.so")
@@ -67,12 +68,15 @@ def capability() -> str:
 
     Raises:
         RuntimeError: the C++ scan is unavailable.
-        ValueError: the variable names an unknown instruction set, or one that this processor does not have.
+        EnvironmentFault: the variable names an unknown instruction set, or one that this processor does not have.
     """
     best = _library().avsseg_scan_capability()
-    name = os.environ.get(CAPABILITY_VARIABLE, CAPABILITIES[best])
+    name = os.environ.get(CAPABILITY_VARIABLE) or CAPABILITIES[best]
     if name not in CAPABILITIES[: best + 1]:
-        raise ValueError(f"{CAPABILITY_VARIABLE}={name}: this processor has {', '.join(CAPABILITIES[: best + 1])}")
+        has = ", ".join(CAPABILITIES[: best + 1])
+        raise EnvironmentFault(
+            f"{CAPABILITY_VARIABLE}={name}: this processor has {has}. Correct the variable or unset it"
+        )
     return name
 
 

@@ -17,7 +17,8 @@ from avsseg.media.probe import VideoInfo, probe
 from avsseg.media.windows import clip_windows
 from avsseg.ops import cpu
 from avsseg.ops.selective_scan import set_default_backend
-from avsseg.pipeline.options import ModelOptions, Precision, SegmentOptions
+from avsseg.pipeline.device import channels_last, resolve_device, resolve_precision
+from avsseg.pipeline.options import ModelOptions, SegmentOptions
 from avsseg.pipeline.scoring import ScoredWindow, WindowScorer
 from avsseg.weights import load_model
 from avsseg.weights.registry import DEFAULT_MODEL
@@ -156,59 +157,10 @@ def load_for(options: ModelOptions) -> LoadedModel:
     except ValueError as error:
         raise EnvironmentFault(f"{error}. Use --scan-backend auto") from error
     if not cpu.UNAVAILABLE_REASON:
-        try:
-            cpu.capability()
-        except ValueError as error:
-            raise EnvironmentFault(f"{error}. Correct the variable or unset it") from error
+        cpu.capability()
     loaded = load_model(options.model, allow_untrained=options.allow_untrained, device=device)
     channels_last(loaded.model)
     return loaded
-
-
-def channels_last(model: torch.nn.Module) -> None:
-    """Lays kernels of convolutions as tensor cores and oneDNN read them, so that their results lie like that too."""
-    if next(model.parameters()).device.type != "mps":
-        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-
-
-def resolve_device(name: str) -> torch.device:
-    """The device of that name; "auto" is CUDA, then Apple's MPS, then the CPU.
-
-    Raises:
-        EnvironmentFault: this machine does not have it.
-        UsageError: there is no device of that name.
-    """
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise UsageError(f"device {name!r} is unknown; choose auto, cpu, cuda, cuda:N or mps") from error
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise EnvironmentFault(f"device {name} is not there: {cuda_fault()}. Use --device cpu")
-    if device.type == "mps" and not torch.backends.mps.is_available():
-        raise EnvironmentFault("device mps is not there: it needs a Mac with Apple silicon. Use --device cpu")
-    return device
-
-
-def cuda_fault() -> str:
-    """Why CUDA cannot be used; "" when it can."""
-    if torch.cuda.is_available():
-        return ""
-    if torch.version.cuda is None:
-        return f"PyTorch {torch.__version__} was built without CUDA"
-    return f"PyTorch {torch.__version__} finds no NVIDIA GPU with a working driver"
-
-
-def resolve_precision(precision: Precision, device: torch.device) -> Precision:
-    """ "auto" is fp32, and on CUDA bf16, or fp16 where the device has no bf16."""
-    if precision != "auto":
-        return precision
-    if device.type != "cuda":
-        return "fp32"
-    # NVIDIA's older GPUs only emulate it, which is_bf16_supported counts too
-    native = torch.cuda.is_bf16_supported() if torch.version.hip else torch.cuda.get_device_capability(device) >= (8, 0)
-    return "bf16" if native else "fp16"
 
 
 def blend_windows(scored: Iterable[ScoredWindow]) -> Iterator[Mask]:

@@ -27,8 +27,8 @@ from avsseg.data.avss_classes import CLASS_NAMES
 from avsseg.errors import AvssegError, DataError, EnvironmentFault, UsageError, printable
 from avsseg.model.avs_mamba import AvsMamba
 from avsseg.model.config import AvsMambaConfig
+from avsseg.pipeline.device import resolve_device
 from avsseg.pipeline.scoring import memory_faults
-from avsseg.pipeline.segment import resolve_device
 from avsseg.training.checkpoints import load_checkpoint
 from avsseg.training.clips import ClipObjective, ClipOrder, clip_batches, second_batches, validation
 from avsseg.training.curves import draw_curves

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from avsseg.media.probe import VideoInfo
 from avsseg.media.windows import ClipWindow, clip_windows
+from avsseg.pipeline.device import resolve_precision
 from avsseg.pipeline.options import SegmentOptions
 from avsseg.pipeline.scoring import class_probabilities
-from avsseg.pipeline.segment import resolve_precision
 from avsseg.weights import LoadedModel
 
 STRIDE = 4  # of the finest scale, which both features have

@@ -158,8 +158,8 @@ def draw_waveform(waveform: Waveform, cursor_s: float, size: tuple[int, int], ma
         draw.line((x, middle - half, x, middle + half), fill=WAVE_COLOUR)
     draw.line((0, baseline, width, baseline), fill=(200, 205, 215))
     font = ImageFont.load_default(FONT_SIZE - 2)
-    draw.text((1, baseline + 3), f"{waveform.start_s:g} s", fill=INK, font=font)
-    draw.text((width - 2, baseline + 3), f"{waveform.end_s:.3g} s", fill=INK, font=font, anchor="ra")
+    draw.text((1, baseline + 3), f"{round(waveform.start_s, 2):.10g} s", fill=INK, font=font)
+    draw.text((width - 2, baseline + 3), f"{round(waveform.end_s, 2):.10g} s", fill=INK, font=font, anchor="ra")
     draw.line((across(cursor_s), 0, across(cursor_s), baseline), fill=CURSOR_COLOUR, width=2)
     return picture
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from avsseg.errors import DataError, printable
-from avsseg.writers.base import MASK_FOLDER_MARK
+from avsseg.writers.base import MASK_FOLDER_MARK, of_the_system
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,8 @@ def truth_masks(folder: Path) -> TruthMasks:
             tuple(time_s - half_s for _, time_s in masks),
             tuple(time_s + half_s for _, time_s in masks),
         )
-    paths = sorted(folder.glob("*.png"), key=_number)
+    pictures = (path for path in folder.iterdir() if path.suffix.lower() == ".png" and not of_the_system(path.name))
+    paths = sorted(pictures, key=_number)
     if not paths:
         raise DataError(f"{printable(folder)}: holds no .png masks. Give --truth the folder that does")
     seconds = range(len(paths))

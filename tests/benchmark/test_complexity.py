@@ -65,6 +65,15 @@ def test_the_count_does_not_depend_on_the_back_end(encoder_only: AvsMamba) -> No
     assert len(set(counts)) == 1
 
 
+def test_half_precision_counts_the_convolutions_that_float32_reads_from_a_table(encoder_only: AvsMamba) -> None:
+    clip = random_clips(1, SIDE, T, torch.device("cpu"))
+    exact, half = complexity(encoder_only, *clip), complexity(encoder_only, *clip, "bf16")
+    # 1 -> 8 -> 8 -> 32 channels instead of only the last, on each pixel at a quarter of the side
+    cells = T * (SIDE // 4) ** 2
+    assert half.flops - exact.flops == 2 * cells * (8 + 8 * 8)
+    assert half.scan_flops == exact.scan_flops
+
+
 class Attention(nn.Module):
     """One attention of 6 queries and keys of width 4, and one product of (6, 4) by (4, 3)."""
 

@@ -101,3 +101,28 @@ def test_a_plot_without_matplotlib_is_refused_before_measuring(
     assert outcome.returncode == 3
     assert outcome.stderr == ('avsseg: error: matplotlib is missing: `pip install "avsseg[train]"` lets --plot draw\n')
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_plot_in_the_way_is_refused_before_measuring(
+    avsseg_main: Callable[..., CompletedProcess[str]], tmp_path: Path
+) -> None:
+    plot = tmp_path / "figure.png"
+    plot.write_text("precious")
+    outcome = avsseg_main("bench", *SMALL, "--sizes", "32", "--plot", plot)
+    assert outcome.returncode == 2
+    assert outcome.stderr.endswith("exists already. Choose another name, or add --overwrite\n")
+    assert plot.read_text() == "precious"
+    assert avsseg_main("bench", *SMALL, "--sizes", "32", "--plot", plot, "--overwrite").returncode == 0
+    assert plot.read_bytes().startswith(b"\x89PNG")
+    folder = tmp_path / "folder.png"
+    folder.mkdir()
+    assert avsseg_main("bench", *SMALL, "--sizes", "32", "--plot", folder, "--overwrite").returncode == 2
+
+
+def test_modules_of_the_folder_it_runs_in_are_left_alone(
+    avsseg_main: Callable[..., CompletedProcess[str]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "random.py").write_text("raise SystemExit('not the random of Python')\n")
+    monkeypatch.chdir(tmp_path)
+    outcome = avsseg_main("bench", *SMALL, "--sizes", "32", "--json")
+    assert json.loads(outcome.stdout)["rows"][0]["peak_bytes"] > 0

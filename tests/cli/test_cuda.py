@@ -51,6 +51,33 @@ def test_a_build_without_code_for_an_old_gpu_is_replaced(driver: tuple[int, int]
     assert step.endswith("/cu126")
 
 
+@pytest.mark.parametrize(
+    ("torch_version", "built_for", "driver"),
+    [("2.6.0+cpu", None, (12, 8)), ("2.6.0+cu126", "12.6", (12, 8)), ("2.6.0+cu124", "12.4", (12, 9))],
+)
+def test_a_pytorch_without_code_for_a_new_gpu_is_replaced_by_a_newer_one(
+    torch_version: str, built_for: str | None, driver: tuple[int, int]
+) -> None:
+    (step,) = missing_for_cuda(torch_version, built_for, driver, capability=(12, 0), platform="linux")
+    assert "'torch>=2.7,<2.12'" in step
+    assert step.endswith("/cu128")
+
+
+def test_a_build_without_code_for_a_new_gpu_is_replaced() -> None:
+    (step,) = missing_for_cuda("2.13.0+cu126", "12.6", (13, 0), capability=(12, 0), platform="linux")
+    assert "torch==2.13.0" in step
+    assert step.endswith("/cu130")
+    driver, step = missing_for_cuda("2.13.0+cu126", "12.6", (12, 8), capability=(12, 0), platform="linux")
+    assert "it runs CUDA 12.8 and PyTorch cu130, the build for this GPU, needs 13.0" in driver
+    assert step.endswith("/cu130")
+
+
+@pytest.mark.parametrize("capability", [(3, 5), (13, 0)])
+def test_a_gpu_that_no_build_runs_on_gets_no_command(capability: tuple[int, int]) -> None:
+    (step,) = missing_for_cuda("2.13.0+cu126", "12.6", (13, 0), capability=capability, platform="linux")
+    assert step.startswith("No PyTorch that avsseg runs with")
+
+
 def test_a_hidden_gpu() -> None:
     (step,) = missing_for_cuda("2.13.0+cu126", "12.6", (13, 0), platform="linux", visible="")
     assert step.startswith("Unset CUDA_VISIBLE_DEVICES, it is ''")

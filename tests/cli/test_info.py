@@ -13,7 +13,7 @@ from avsseg.cli.cuda import driver_cuda_version, gpu_capability, missing_for_cud
 from avsseg.media.ffmpeg import find_ffmpeg
 from avsseg.ops import cpu
 from avsseg.ops.selective_scan import automatic_backend, available_backends
-from avsseg.pipeline.segment import resolve_device
+from avsseg.pipeline.device import resolve_device
 
 
 def test_info_says_what_runs_and_why(avsseg_main: Callable[..., CompletedProcess[str]]) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from avsseg.errors import EnvironmentFault
 from avsseg.ops import cpu
 from avsseg.ops.selective_scan import selective_scan
 
@@ -223,8 +224,12 @@ def test_capability_variable(monkeypatch):
     monkeypatch.setenv(cpu.CAPABILITY_VARIABLE, "portable")
     assert cpu.capability() == "portable"
     monkeypatch.setenv(cpu.CAPABILITY_VARIABLE, "mmx")
-    with pytest.raises(ValueError, match="AVSSEG_CPU_CAPABILITY=mmx"):
+    with pytest.raises(EnvironmentFault, match="AVSSEG_CPU_CAPABILITY=mmx"):
         cpu.capability()
+    monkeypatch.delenv(cpu.CAPABILITY_VARIABLE)
+    best = cpu.capability()
+    monkeypatch.setenv(cpu.CAPABILITY_VARIABLE, "")
+    assert cpu.capability() == best
 
 
 def test_a_missing_library_is_explained(tmp_path: Path):

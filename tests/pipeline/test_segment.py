@@ -20,8 +20,6 @@ from avsseg.pipeline.scoring import ScoredWindow, class_probabilities
 from avsseg.pipeline.segment import (
     blend_windows,
     load_for,
-    resolve_device,
-    resolve_precision,
     segment,
 )
 from avsseg.weights import LoadedModel
@@ -193,56 +191,11 @@ def test_the_default_weights_mark_on_a_gpu_what_they_mark_on_a_processor(precisi
     assert (marked[0] & marked[1]).sum() / (marked[0] | marked[1]).sum() > least_iou
 
 
-def test_devices_that_are_not_there_are_named() -> None:
-    assert resolve_device("cpu") == CPU
-    assert resolve_precision("auto", CPU) == "fp32"
-    with pytest.raises(EnvironmentFault, match="cuda:99 is not there"):
-        resolve_device("cuda:99")
-    with pytest.raises(UsageError, match="'gpu' is unknown"):
-        resolve_device("gpu")
-
-
-@pytest.mark.parametrize(
-    ("cuda", "mps", "best"), [(True, True, "cuda"), (True, False, "cuda"), (False, True, "mps"), (False, False, "cpu")]
-)
-def test_auto_is_the_best_device_that_is_there(
-    cuda: bool, mps: bool, best: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: int(cuda))
-    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
-    assert resolve_device("auto") == torch.device(best)
-
-
-def test_mps_is_taken_where_it_is_there_and_refused_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
-    assert resolve_device("mps") == torch.device("mps")
-    assert resolve_precision("auto", torch.device("mps")) == "fp32"
-    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
-    with pytest.raises(EnvironmentFault, match=r"mps is not there: .* Apple silicon\. Use --device cpu"):
-        resolve_device("mps")
-
-
 def test_the_kernels_for_processors_are_refused_on_mps(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
     with pytest.raises(UsageError, match=r"scan back end cpp does not run on mps\. Use --device cpu or"):
         load_for(ModelOptions(scan_backend="cpp", device="mps", allow_untrained=True))
     assert automatic_backend(torch.device("mps")) == "torch"
-
-
-@pytest.mark.parametrize(
-    ("capability", "hip", "precision"),
-    [((7, 5), None, "fp16"), ((8, 0), None, "bf16"), ((9, 0), None, "bf16"), ((7, 0), "6.4", "bf16")],
-)
-def test_bf16_is_chosen_only_where_it_is_not_emulated(
-    capability: tuple[int, int], hip: str | None, precision: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    capabilities = {0: (10, 0), 1: capability}
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capabilities[device.index])
-    monkeypatch.setattr(torch.version, "hip", hip)
-    assert resolve_precision("auto", torch.device("cuda", 1)) == precision
-    assert resolve_precision("fp32", torch.device("cuda", 1)) == "fp32"
 
 
 def test_an_unusable_scan_back_end_is_an_environment_fault() -> None:

@@ -20,7 +20,8 @@ def save_mask(path: Path, column: int) -> None:
 
 def test_numbered_masks_are_one_a_second_in_the_order_of_their_numbers(tmp_path: Path) -> None:
     for number in range(1, 12):
-        save_mask(tmp_path / f"clip_{number}.png", number)
+        save_mask(tmp_path / f"clip_{number}.{'png' if number % 2 else 'PNG'}", number)
+    (tmp_path / "._clip_1.png").write_bytes(b"what a Mac leaves beside a file")
     truth = truth_masks(tmp_path)
     for second in range(11):
         mask = truth.at(second + 0.5)
