@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import math
 from collections.abc import Mapping
 from dataclasses import replace
@@ -107,7 +108,7 @@ def evaluate(
         torch.set_num_threads(threads)
     loaded = load_model(model, allow_untrained=allow_untrained, device=resolve_device(device))
     channels_last(loaded.model)
-    if Path(model).is_file():  # all runs call theirs best.safetensors
+    if os.path.isfile(model):  # all runs call theirs best.safetensors
         loaded = replace(loaded, name=_in_its_folder(Path(model)))
     evaluation = Evaluation(loaded, settings)
     if evaluation.mute and mute is None:

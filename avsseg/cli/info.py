@@ -155,7 +155,12 @@ def _weights() -> dict[str, str]:
 def _weights_cache() -> str:
     from avsseg.weights.cache import weights_dir
 
-    folder = weights_dir()
+    try:
+        folder = weights_dir()
+    except AvssegError as error:
+        return f"unusable: {error}"
+    if os.path.isfile(folder.parent):
+        return f"unusable: {printable(folder.parent)} is a file. Set AVSSEG_HOME to a folder"
     try:
         sizes = [path.stat().st_size for path in folder.rglob("*") if path.is_file()] if folder.exists() else []
     except OSError as error:

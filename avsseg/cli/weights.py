@@ -96,14 +96,14 @@ def verify_weights(
 
     A file whose sha256 is not known yet, as after copying it here by hand, must be whole; then it is recorded.
     """
-    from avsseg.weights.cache import cached_file, verify
+    from avsseg.weights.cache import cached_file, cached_size, verify
     from avsseg.weights.catalogue import CATALOGUE, catalogue_entry
     from avsseg.weights.download import sha256_of
     from avsseg.weights.registry import shipped_weights
 
     shipped = shipped_weights()
     bad = 0
-    for name in names or [*shipped, *(n for n, entry in CATALOGUE.items() if cached_file(entry).exists())]:
+    for name in names or [*shipped, *(n for n, entry in CATALOGUE.items() if cached_size(entry) is not None)]:
         if name in shipped:
             digest, path = sha256_of(shipped[name].path), shipped[name].path
             verdict = "ok" if digest == shipped[name].sha256 else "differs"
@@ -130,12 +130,12 @@ def verify_weights(
 @app.command("path")
 def path_of_weights(name: Annotated[str, typer.Argument(help="A name that `list` shows.")]) -> None:
     """Print where weights are; an error if they are not here."""
-    from avsseg.weights.cache import cached_file, obtain
+    from avsseg.weights.cache import cached_size, obtain
     from avsseg.weights.catalogue import catalogue_entry
     from avsseg.weights.registry import shipped_weights
 
     shipped = shipped_weights()
-    if name not in shipped and not cached_file(catalogue_entry(name)).exists():
+    if name not in shipped and cached_size(catalogue_entry(name)) is None:
         raise WeightsError(f"{name}: not in the cache. Run: avsseg weights download {name}")
     typer.echo(str(shipped[name].path if name in shipped else obtain(catalogue_entry(name), offline=True)))
 
@@ -188,21 +188,20 @@ def _shipped_rows() -> list[dict[str, object]]:
 
 
 def _published_rows() -> list[dict[str, object]]:
-    from avsseg.weights.cache import cached_file, expected_sha256
+    from avsseg.weights.cache import cached_file, cached_size, expected_sha256
     from avsseg.weights.catalogue import CATALOGUE
 
     rows: list[dict[str, object]] = []
     for entry in CATALOGUE.values():
-        path = cached_file(entry)
-        here = path.exists()
-        size_mib = round(path.stat().st_size / MIB, 1) if here else entry.size_mib
+        size = cached_size(entry)
+        size_mib = entry.size_mib if size is None else round(size / MIB, 1)
         known = expected_sha256(entry)
         rows.append(
             {
                 "name": entry.name,
-                "state": _state(entry, here),
-                "path": str(path) if here else None,
-                "bytes": path.stat().st_size if here else None,
+                "state": _state(entry, size is not None),
+                "path": None if size is None else str(cached_file(entry)),
+                "bytes": size,
                 "size_mib": size_mib,
                 "min_size_mib": round(entry.min_bytes / MIB, 1) if size_mib is None and entry.min_bytes else None,
                 "licence": entry.licence,

@@ -59,11 +59,9 @@ def identify_model(model: str) -> tuple[str, str]:
         WeightsError: the manifest of the installed weights is damaged.
     """
     path = Path(model)
-    if path.suffix != ".safetensors" and not path.exists():
+    if not os.path.isfile(path):  # a name; of a folder or a pipe loading says so, when a video needs it
         shipped = shipped_weights().get(model)
         return model, shipped.sha256 if shipped else ""
-    if path.exists() and not path.is_file():  # loading it says so, when a video needs it; a pipe would be waited for
-        return model, ""
     try:
         return path.stem, hashlib.sha256(path.read_bytes()).hexdigest()
     except OSError:  # the same

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from avsseg.errors import OutputError, WeightsError, printable
+from avsseg.errors import EnvironmentFault, OutputError, WeightsError, printable
+from avsseg.model.config import backbone_name
 from avsseg.weights.catalogue import CATALOGUE, CatalogueEntry
 from avsseg.weights.download import PATIENT, Patience, Progress, WrongContentError, download, sha256_of
 from avsseg.weights.integrity import fault_of
@@ -39,13 +40,19 @@ class Check:
 
 
 def cache_dir() -> Path:
-    """AVSSEG_HOME, else XDG_CACHE_HOME/avsseg, else ~/.cache/avsseg; it need not exist."""
-    home = os.environ.get("AVSSEG_HOME", "")
-    if home:
-        return Path(home).expanduser().absolute()
+    """AVSSEG_HOME, else XDG_CACHE_HOME/avsseg, else ~/.cache/avsseg; it need not exist.
+
+    Raises EnvironmentFault if it is in a home directory that nobody knows.
+    """
     base = os.environ.get("XDG_CACHE_HOME", "")
     # the XDG rules: a relative path is to be ignored
-    return (Path(base) if os.path.isabs(base) else Path.home() / ".cache") / "avsseg"
+    folder = os.environ.get("AVSSEG_HOME", "") or Path(base if os.path.isabs(base) else "~/.cache", "avsseg")
+    try:
+        return Path(folder).expanduser().absolute()
+    except RuntimeError as error:
+        raise EnvironmentFault(
+            f"{printable(folder)}: no place for weights, its home directory is unknown. Set AVSSEG_HOME to a folder"
+        ) from error
 
 
 def weights_dir() -> Path:
@@ -56,6 +63,17 @@ def weights_dir() -> Path:
 def cached_file(entry: CatalogueEntry) -> Path:
     """Where the entry's file is, or would be."""
     return weights_dir() / entry.file_name
+
+
+def cached_size(entry: CatalogueEntry) -> int | None:
+    """Bytes of the entry's file, None if it is not there. Raises WeightsError if the cache cannot be read."""
+    path = cached_file(entry)
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise _unreadable(path, error) from error
 
 
 def partial_size(entry: CatalogueEntry) -> int:
@@ -90,7 +108,7 @@ def obtain(
     there damaged.
     """
     path = cached_file(entry)
-    if path.exists():
+    if cached_size(entry) is not None:
         check = verify(entry)
         if check.verdict == "differs":
             raise WeightsError(
@@ -131,7 +149,7 @@ def verify(entry: CatalogueEntry) -> Check:
     Raises WeightsError if a file cannot be read.
     """
     expected, path = expected_sha256(entry), cached_file(entry)
-    if not path.exists():
+    if cached_size(entry) is None:
         return Check("missing", "", expected)
     digest = sha256_of(path)
     if not digest.startswith(expected):
@@ -160,9 +178,9 @@ def find_weights(
     Raises WeightsError if it is neither, and as `obtain` does.
     """
     path = Path(name_or_path)
-    if path.is_file():
+    if os.path.isfile(path):
         return path
-    entry = CATALOGUE.get(str(name_or_path))
+    entry = CATALOGUE.get(backbone_name(str(name_or_path)))
     if entry is None:
         raise WeightsError(
             f"{printable(name_or_path)}: neither a file nor published weights. Names: {', '.join(CATALOGUE)}"
@@ -178,10 +196,19 @@ def _recorded() -> dict[str, str]:
         return {str(name): str(entry["sha256"]) for name, entry in entries.items()}
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except OSError as error:
+        raise _unreadable(path, error) from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise WeightsError(
             f"{printable(path)}: not a list of checksums ({error!r}). Remove it and run: avsseg weights verify"
         ) from error
+
+
+def _unreadable(path: Path, error: OSError) -> WeightsError:
+    return WeightsError(
+        f"{printable(path)}: cannot be read ({error.strerror}). Make {printable(cache_dir())} a folder that you can "
+        "read, or set AVSSEG_HOME to one"
+    )
 
 
 def _record(entry: CatalogueEntry, digest: str) -> None:

@@ -10,7 +10,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from avsseg.errors import UsageError
+from avsseg.errors import UsageError, printable
+from avsseg.model.config import backbone_name
 
 MIB = 1 << 20
 _ROUNDING_MIB = 1
@@ -162,7 +163,8 @@ CATALOGUE: dict[str, CatalogueEntry] = {
 
 
 def catalogue_entry(name: str) -> CatalogueEntry:
-    """The entry of that name. Raises UsageError, with the names, if there is none."""
-    if name not in CATALOGUE:
-        raise UsageError(f"{name}: no published weights of this name. Names: {', '.join(CATALOGUE)}")
-    return CATALOGUE[name]
+    """The entry of that name, or short name of a backbone. Raises UsageError, with the names, if there is none."""
+    entry = CATALOGUE.get(backbone_name(name))
+    if entry is None:
+        raise UsageError(f"{printable(name)}: no published weights of this name. Names: {', '.join(CATALOGUE)}")
+    return entry

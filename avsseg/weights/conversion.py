@@ -63,7 +63,8 @@ def authors_model(theirs: Mapping[str, Tensor], source: str) -> AvsMamba:
             model = AvsMamba(config)
     except KeyError as error:
         raise WeightsError(
-            f"{source}: not the authors' AVS-Mamba: {error.args[0]} is missing or unknown. Known are the released files"
+            f"{source}: not the authors' AVS-Mamba: {printable(error.args[0])} is missing or unknown. Known are the "
+            "released files"
         ) from error
     except (IndexError, ValueError) as error:  # a shape of too few or too many sides
         raise WeightsError(f"{source}: not the authors' AVS-Mamba: odd shapes ({error})") from error

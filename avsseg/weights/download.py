@@ -270,11 +270,11 @@ def _receive(part: _Part, timeout_s: float, progress: Progress | None, size: int
             _append(part, response, start, total, progress)
     except urllib.error.URLError as error:
         _refuse_hopeless(part, error.reason)
-        raise _TransferCut(f"no connection ({error.reason})") from error
+        raise _TransferCut(f"no connection ({_quoted(error.reason)})") from error
     except TimeoutError as error:
         raise _TransferCut(f"the server was silent for {timeout_s:g} s") from error
     except (http.client.HTTPException, OSError) as error:
-        raise _TransferCut(f"the connection broke ({error or type(error).__name__})") from error
+        raise _TransferCut(f"the connection broke ({_quoted(error) or type(error).__name__})") from error
     if total is not None and part.size < total:
         raise _TransferCut("the connection was cut")
 
@@ -283,7 +283,7 @@ def _refuse_hopeless(part: _Part, reason: object) -> None:
     """Raises WeightsError for what waiting does not cure."""
     if isinstance(reason, ssl.SSLCertVerificationError):
         raise WeightsError(f"{part.url}: its certificate is not trusted ({reason.verify_message}). Fetch it yourself")
-    if isinstance(reason, socket.gaierror) and part.size == 0:
+    if isinstance(reason, socket.gaierror) and reason.errno != socket.EAI_AGAIN and part.size == 0:
         raise WeightsError(
             f"{part.url}: its host is not found ({reason.strerror}). Without a network, fetch it elsewhere and put it "
             f"into {printable(part.path.parent)}"
@@ -307,12 +307,21 @@ def _open(part: _Part, timeout_s: float) -> http.client.HTTPResponse:
             part.remove()  # longer than the file is, or of another version
             raise _TransferCut("the server has nothing after what has arrived") from answer
         if answer.code >= 500 or answer.code in _TRANSIENT:
-            raise _TransferCut(f"the server answers {answer.code} {answer.reason}") from answer
+            raise _TransferCut(f"the server answers {answer.code} {_quoted(answer.reason)}") from answer
         raise WeightsError(
-            f"{part.url}: the server answers {answer.code} {answer.reason}. If it has moved, fetch it yourself and put "
-            f"it into {printable(part.path.parent)}"
+            f"{part.url}: the server answers {answer.code} {_quoted(answer.reason)}. If it has moved, fetch it "
+            f"yourself and put it into {printable(part.path.parent)}"
         ) from answer
+    except ValueError as error:  # a redirect's Location may be anything
+        raise WeightsError(
+            f"{part.url}: the server leads to an address that is none ({_quoted(error)}). Fetch the file yourself"
+        ) from error
     return response
+
+
+def _quoted(words: object) -> str:
+    """A server's words: the first line, with nothing that steers a terminal."""
+    return printable(str(words).partition("\n")[0].rstrip(" .\r"))
 
 
 def _place(part: _Part, response: http.client.HTTPResponse) -> tuple[int, int | None]:

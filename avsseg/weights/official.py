@@ -13,6 +13,8 @@ avs-mamba         the authors' whole model
 from __future__ import annotations
 
 import argparse
+import math
+import os
 import re
 from collections import OrderedDict
 from collections.abc import Mapping
@@ -55,6 +57,7 @@ _VMAMBA_RENAMES = (
 _SETTINGS_CLASSES = ((argparse.Namespace, "argparse.Namespace"), (OrderedDict, "yacs.config.CfgNode"))
 _BATCH_NORM_EPS = 1e-5
 _NAMED_IN_ERRORS = 3
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 _FOREIGN = (
     (re.compile(r"stages\.\d+\.blocks\.\d+\.attn\."), "a PVT-v2 with timm's names; take the official pvt_v2_*.pth"),
@@ -65,21 +68,19 @@ _FOREIGN = (
 def read_tensors(path: Path) -> dict[str, Tensor]:
     """The state dict in a .safetensors or torch.save file, unwrapped from `model` or `state_dict` and `module.`.
 
-    Only tensors are read, never code. Raises WeightsError.
+    Only tensors are read, never code. Raises WeightsError, also as `check_values` does.
     """
     shown = printable(path)
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise WeightsError(f"{shown}: no such file. Give a .pth or .safetensors file")
-    if path.suffix == ".safetensors":
-        try:
-            with safe_open(path, framework="pt") as file:
-                return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-        except (OSError, SafetensorError) as error:
-            raise WeightsError(f"{shown}: cannot be read as safetensors ({error}). Download it again") from error
     try:
-        content = load_untrusted(path)
+        content = read_safetensors(path)[0] if path.suffix == ".safetensors" else load_untrusted(path)
+    except (OSError, SafetensorError) as error:
+        raise WeightsError(f"{shown}: cannot be read ({printable(str(error))}). Download it again") from error
     except Exception as error:  # a damaged or hostile pickle can raise anything
-        reason = str(error).splitlines()[0][:200] if str(error) else repr(error)
+        # no more of PyTorch's text: it teaches to load the file without these precautions
+        unknown = re.search(r"\bGLOBAL (\S+)", str(error))
+        reason = f"holds Python objects: {printable(unknown[1])}" if unknown else "damaged or no PyTorch file"
         hint = "Download it again, or save its state dict alone"
         raise WeightsError(f"{shown}: cannot be read as a file of tensors ({reason}). {hint}") from error
     for wrapper in _WRAPPERS:
@@ -90,7 +91,32 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         tensors = {str(k).removeprefix("module."): v for k, v in content.items() if isinstance(v, Tensor)}
     if not tensors:
         raise WeightsError(f"{shown}: holds no state dict. Save one with torch.save(model.state_dict(), FILE)")
+    check_values(tensors, shown)
     return tensors
+
+
+def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors and the metadata of the file. Raises OSError or SafetensorError."""
+    with safe_open(path, framework="pt") as file:
+        return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
+
+
+def check_values(tensors: Mapping[str, Tensor], source: str) -> None:
+    """Raises WeightsError, which names `source` and the tensor, unless all are dense and of finite floats.
+
+    A single whole number will do: batch norms count their batches.
+    """
+    for name, tensor in tensors.items():
+        if tensor.layout is not torch.strided or tensor.device.type != "cpu":
+            fault = "is sparse or without values"
+        elif tensor.dtype not in _FLOATS and (tensor.ndim or tensor.is_complex() or tensor.is_floating_point()):
+            fault = f"has values of type {str(tensor.dtype).removeprefix('torch.')}"
+        # a NaN makes both its extremes NaN; unlike isfinite, this copies nothing
+        elif tensor.is_floating_point() and tensor.numel() and not all(map(math.isfinite, tensor.detach().aminmax())):
+            fault = "holds NaN or infinite values"
+        else:
+            continue
+        raise WeightsError(f"{source}: its tensor {printable(name)} {fault}. Take a file of dense, finite floats")
 
 
 def load_untrusted(path: Path) -> Any:
@@ -117,8 +143,7 @@ def guess_kind(tensors: Mapping[str, Tensor], source: str) -> str:
     found = next((what for pattern, what in _FOREIGN if any(map(pattern.match, tensors))), "")
     if found:
         raise WeightsError(f"{source}: holds {found}")
-    examples = ", ".join(list(tensors)[:_NAMED_IN_ERRORS])
-    raise WeightsError(f"{source}: holds weights of no known kind ({examples}, …). Known: {', '.join(KINDS)}")
+    raise WeightsError(f"{source}: holds weights of no known kind ({_some(list(tensors))}). Known: {', '.join(KINDS)}")
 
 
 def module_of(kind: str) -> nn.Module:
@@ -147,31 +172,41 @@ def fitted(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor], source
         # frozen batch norms count no batches
         if name.endswith(".num_batches_tracked") and name not in ours:
             ours[name] = torch.zeros((), dtype=torch.long)
-    faults = (
-        ("missing", [name for name in expected if name not in ours]),
-        ("unexpected", [name for name in ours if name not in expected]),
-        (
-            "of another shape",
-            [
-                f"{name} {tuple(ours[name].shape)} instead of {tuple(tensor.shape)}"
-                for name, tensor in expected.items()
-                if name in ours and ours[name].shape != tensor.shape
-            ],
-        ),
-    )
-    found = "; ".join(f"{len(names)} {fault} ({_some(names)})" for fault, names in faults if names)
+    found = misfit(ours, expected)
     if found:
         raise WeightsError(f"{source}: does not fit: {found}. Take the file of this very module")
     return ours
 
 
+def misfit(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> str:
+    """Which names are missing or left over, and which shapes are not as in `expected`; "" if all fits."""
+    faults = (
+        ("missing", [name for name in expected if name not in tensors]),
+        ("unexpected", [name for name in tensors if name not in expected]),
+        (
+            "of another shape",
+            [
+                f"{name} {tuple(tensors[name].shape)} instead of {tuple(tensor.shape)}"
+                for name, tensor in expected.items()
+                if name in tensors and tensors[name].shape != tensor.shape
+            ],
+        ),
+    )
+    return "; ".join(f"{len(names)} {fault} ({_some(names)})" for fault, names in faults if names)
+
+
 def _some(names: list[str]) -> str:
-    return ", ".join(names[:_NAMED_IN_ERRORS]) + (", …" if len(names) > _NAMED_IN_ERRORS else "")
+    return ", ".join(map(printable, names[:_NAMED_IN_ERRORS])) + (", …" if len(names) > _NAMED_IN_ERRORS else "")
+
+
+def _length(tensor: Tensor, side: int = 0) -> int:
+    """Of one side; 0 for a single number, whose misfit is reported later."""
+    return tensor.shape[side] if tensor.ndim else 0
 
 
 def _pvt_variant(tensors: Mapping[str, Tensor]) -> str:
     """The variant with this width and these depths; the nearest in depth, whose misfit is reported later, if none."""
-    width = tensors["patch_embed1.proj.weight"].shape[0]
+    width = _length(tensors["patch_embed1.proj.weight"])
     depths = [sum(bool(re.fullmatch(rf"block{i}\.\d+\.norm1\.weight", n)) for n in tensors) for i in range(1, 5)]
 
     def distance(name: str) -> int:
@@ -185,8 +220,8 @@ def _vmamba_variant(tensors: Mapping[str, Tensor]) -> str:
     """The variant with this width, release, inner width and these depths; the nearest, as for PVT-v2, if none."""
     names = _renamed(tensors)
     vanilla = not any(".norm2." in name for name in names)
-    width = next((t.shape[0] for n, t in names.items() if n.endswith("layers.0.blocks.0.norm.weight")), 0)
-    inner = next((t.shape[0] for n, t in names.items() if n.endswith("layers.0.blocks.0.op.out_norm.weight")), 0)
+    width = next((_length(t) for n, t in names.items() if n.endswith("layers.0.blocks.0.norm.weight")), 0)
+    inner = next((_length(t) for n, t in names.items() if n.endswith("layers.0.blocks.0.op.out_norm.weight")), 0)
     blocks = {(m[1], m[2]) for m in map(_VMAMBA_BLOCK.match, names) if m}
 
     def distance(name: str) -> int:
@@ -198,7 +233,7 @@ def _vmamba_variant(tensors: Mapping[str, Tensor]) -> str:
 
 
 def _vim_variant(tensors: Mapping[str, Tensor]) -> str:
-    width = tensors["cls_token"].shape[-1]
+    width = _length(tensors["cls_token"], -1)
     return min(VIM, key=lambda name: abs(VIM[name].dim - width))
 
 

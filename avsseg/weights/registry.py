@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from avsseg.errors import WeightsError
+from avsseg.errors import WeightsError, printable
 
 DEFAULT_MODEL = "avs-mamba-tiny"
 MANIFEST_NAME = "manifest.json"
@@ -44,9 +44,13 @@ def shipped_weights() -> dict[str, ShippedWeights]:
                 for name, entry in entries.items()
             }
         except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
-            raise WeightsError(f"{manifest}: not a manifest of weights ({error!r}). Reinstall avsseg") from error
+            raise WeightsError(
+                f"{printable(manifest)}: not a manifest of weights ({error!r}). Reinstall avsseg"
+            ) from error
         for weights in shipped.values():
             if not weights.path.is_file():
-                raise WeightsError(f"{weights.path}: missing although the manifest lists it. Reinstall avsseg")
+                raise WeightsError(
+                    f"{printable(weights.path)}: missing although the manifest lists it. Reinstall avsseg"
+                )
         return shipped
     return {}

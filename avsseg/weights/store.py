@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save
-from torch import Tensor
 
-from avsseg.errors import AvssegError, WeightsError
+from avsseg.errors import AvssegError, WeightsError, printable
 from avsseg.model.avs_mamba import AvsMamba
 from avsseg.model.config import PRESETS, AvsMambaConfig
+from avsseg.weights.official import check_values, misfit, read_safetensors
 from avsseg.weights.registry import DEFAULT_MODEL, shipped_weights
 from avsseg.weights.turn import SharedTurn
 from avsseg.writers.base import written_whole
@@ -26,9 +27,9 @@ BINARY_CATEGORIES = ("sounding",)
 UNTRAINED_SEED = 0
 # log-decays, skips and step biases enter exponentials or run over thousands of steps: 16 bits are not enough
 _KEEP_FLOAT32 = (
-    *("A_logs", "Ds", "dt_projs_bias"),
-    *("A_log", "A_b_log", "D", "D_b"),  # Vim's
-    *("running_mean", "running_var"),
+    *(".A_logs", ".Ds", ".dt_projs_bias"),
+    *(".A_log", ".A_b_log", ".D", ".D_b", ".dt_proj.bias", ".dt_proj_b.bias"),  # Vim's
+    *(".running_mean", ".running_var"),
 )
 
 
@@ -66,23 +67,18 @@ def load_model(
 ) -> LoadedModel:
     """The model of that name or file, in eval mode and float32 on `device`.
 
-    A name is one of the presets and needs weights inside the package; anything that is a file, or ends in
-    .safetensors, is read as a checkpoint. Without trained weights the model is refused unless `allow_untrained`, which
-    gives it random ones from a fixed seed. Raises WeightsError.
+    A name is one of the presets and needs weights inside the package; anything that is a file, or no such name, is read
+    as a checkpoint. Without trained weights the model is refused unless `allow_untrained`, which gives it random ones
+    from a fixed seed. Raises WeightsError.
     """
     name = str(name_or_path)
     path = Path(name_or_path)
-    expected: str | None = None
-    if path.suffix != ".safetensors" and not path.exists():
-        if name not in PRESETS:
-            raise WeightsError(f"{name}: neither a model nor a file. Models: {', '.join(PRESETS)}")
-        shipped = shipped_weights()
-        if name not in shipped:
-            return _untrained(name, allow_untrained, device)
-        path, expected = shipped[name].path, shipped[name].sha256
-    elif path.is_file():
-        name = path.stem
-    return _read(path, name, expected, allow_untrained, device)
+    if os.path.isfile(path) or name not in PRESETS:
+        return _read(path, path.stem, None, allow_untrained, device)
+    shipped = shipped_weights()
+    if name not in shipped:
+        return _untrained(name, allow_untrained, device)
+    return _read(shipped[name].path, name, shipped[name].sha256, allow_untrained, device)
 
 
 def save_model(
@@ -103,11 +99,7 @@ def save_model(
     Raises OutputError.
     """
     tensors = {
-        name: (
-            tensor.half()
-            if half and tensor.is_floating_point() and name.split(".")[-1] not in _KEEP_FLOAT32
-            else tensor
-        )
+        name: (tensor.half() if half and tensor.is_floating_point() and not name.endswith(_KEEP_FLOAT32) else tensor)
         .detach()
         .cpu()
         .contiguous()
@@ -140,47 +132,65 @@ def _untrained(name: str, allowed: bool, device: str | torch.device) -> LoadedMo
     return LoadedModel(model.to(device).eval(), name, "", BINARY_CATEGORIES, trained=False)
 
 
-def _exported_beside(path: Path) -> str:
-    """Which models a run left in that folder, or beside that .pt, which only `avsseg train --resume` reads."""
-    folder = path if path.is_dir() else path.parent
-    found = [str(file) for name in ("best", "last") if (file := folder / f"{name}.safetensors").is_file()]
-    return f". Give {' or '.join(found)}" if found and (path.is_dir() or path.suffix == ".pt") else ""
+def _exported_to(folder: Path) -> str:
+    """Which models a training run left there, to be given instead."""
+    files = (folder / f"{name}.safetensors" for name in ("best", "last"))
+    return " or ".join(printable(file) for file in files if os.path.isfile(file))
+
+
+def _names(value: object, count: int, what: str) -> tuple[str, ...]:
+    """Raises ValueError unless there are `count` of them."""
+    if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
+        raise ValueError(f"no list of names for its {what}")
+    if len(value) != count:
+        raise ValueError(f"{len(value)} names for {count} {what}")
+    return tuple(value)
 
 
 def _read(path: Path, name: str, expected: str | None, allowed: bool, device: str | torch.device) -> LoadedModel:
+    shown = printable(path)
+    if os.path.isdir(path):
+        found = _exported_to(path) or "the .safetensors file inside it"
+        raise WeightsError(f"{shown}: a folder, not a .safetensors checkpoint of avsseg. Give {found}")
     if path.suffix != ".safetensors":
-        raise WeightsError(f"{path}: not a .safetensors checkpoint of avsseg{_exported_beside(path)}")
-    if path.exists() and not path.is_file():  # a named pipe would be waited for without end
-        raise WeightsError(f"{path}: is not a regular file. Save the checkpoint to a file first")
+        if not os.path.exists(path):
+            raise WeightsError(f"{shown}: neither a model nor a file. Models: {', '.join(PRESETS)}")
+        # only `avsseg train --resume` reads a .pt
+        found = _exported_to(path.parent) if path.suffix == ".pt" else ""
+        raise WeightsError(f"{shown}: not a .safetensors checkpoint of avsseg" + (f". Give {found}" if found else ""))
+    if os.path.exists(path) and not os.path.isfile(path):  # a named pipe would be waited for without end
+        raise WeightsError(f"{shown}: is not a regular file. Save the checkpoint to a file first")
     try:
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors: dict[str, Tensor] = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        tensors, metadata = read_safetensors(path)
     except FileNotFoundError as error:
-        raise WeightsError(f"{path}: no such file. Models that have a name: {', '.join(PRESETS)}") from error
+        raise WeightsError(f"{shown}: no such file. Models that have a name: {', '.join(PRESETS)}") from error
     except (OSError, SafetensorError) as error:
-        raise WeightsError(f"{path}: cannot be read as safetensors ({error}). Download or export it again") from error
+        reason = printable(str(error))
+        raise WeightsError(f"{shown}: cannot be read as safetensors ({reason}). Download or export it again") from error
     if expected is not None and digest != expected:
-        raise WeightsError(f"{path}: sha256 is {digest[:12]}…, the manifest says {expected[:12]}…. Reinstall avsseg")
+        raise WeightsError(f"{shown}: sha256 is {digest[:12]}…, the manifest says {expected[:12]}…. Reinstall avsseg")
     if METADATA_KEY not in metadata:
-        raise WeightsError(f"{path}: holds no avsseg model description. It is not a checkpoint written by avsseg")
+        raise WeightsError(f"{shown}: holds no avsseg model description. It is not a checkpoint written by avsseg")
+    check_values(tensors, shown)
     try:
         description = json.loads(metadata[METADATA_KEY])
         config = AvsMambaConfig.from_dict(description["config"])
-        categories, trained = tuple(description["categories"]), bool(description["trained"])
-        heard = tuple(description.get("heard", ()))
-        if len(heard) != config.heard_classes:
-            raise ValueError(f"{len(heard)} names for {config.heard_classes} classes of sound")
-        training = description.get("training")
+        categories = _names(description["categories"], config.num_classes, "classes")
+        heard = _names(description.get("heard", []), config.heard_classes, "classes of sound")
+        trained, training = bool(description["trained"]), description.get("training")
         model = AvsMamba(config)
+        if found := misfit(tensors, model.state_dict()):
+            raise ValueError(found)
         model.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in tensors.items()})
     except (ValueError, KeyError, TypeError, RuntimeError, AvssegError) as error:
-        reason = str(error).splitlines()[0] if str(error) else repr(error)
-        raise WeightsError(f"{path}: its model description does not fit its weights ({reason})") from error
+        reason = printable(str(error).splitlines()[0]) if str(error) else repr(error)
+        raise WeightsError(
+            f"{shown}: its model description does not fit its weights ({reason}). Export it again"
+        ) from error
     if not trained and not allowed:
         raise WeightsError(
-            f"{path}: holds an untrained model, which marks nothing yet (stage=encoders teaches the encoders alone: "
+            f"{shown}: holds an untrained model, which marks nothing yet (stage=encoders teaches the encoders alone: "
             "`avsseg train --from` goes on from there). Give trained weights, or --allow-untrained to see noise"
         )
     provenance = training if isinstance(training, dict) else {}

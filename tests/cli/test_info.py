@@ -85,6 +85,19 @@ def test_info_shows_the_weights_cache_and_its_size(
     assert cache.startswith(f"{folder}, 2 file(s), 1.5 MiB")
 
 
+def test_info_names_a_cache_that_cannot_be(
+    avsseg_main: Callable[..., CompletedProcess[str]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    for home, reason in (("~nosuch/x", "its home directory is unknown"), (str(tmp_path / "file"), "is a file")):
+        monkeypatch.setenv("AVSSEG_HOME", home)
+        outcome = avsseg_main("info", "--json")
+        assert outcome.returncode == 0
+        cache = json.loads(outcome.stdout)["weights cache"]
+        assert cache.startswith("unusable: ")
+        assert f"{reason}. Set AVSSEG_HOME to a folder" in cache
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="CUDA is usable")
 def test_info_says_how_to_get_cuda(avsseg_main: Callable[..., CompletedProcess[str]]) -> None:
     cuda = json.loads(avsseg_main("info", "--json").stdout)["cuda"]

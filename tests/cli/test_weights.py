@@ -226,6 +226,30 @@ def test_wrong_calls_are_one_line(avsseg_main: Main, arguments: list[str], code:
     assert outcome.stderr.count("\n") == 1
 
 
+@pytest.mark.parametrize("command", [["list"], ["verify"], ["download", "vggish"], ["path", "vggish"]])
+def test_a_cache_that_cannot_be_used_is_one_line(
+    avsseg_main: Main, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: list[str]
+) -> None:
+    (tmp_path / "file").touch()
+    # root can read any folder, but none inside a file or of such a name
+    for home in (tmp_path / "file", tmp_path / ("x" * 300), Path("~nosuch/x")):
+        monkeypatch.setenv("AVSSEG_HOME", str(home))
+        outcome = avsseg_main("weights", *command)
+        assert (outcome.returncode, outcome.stdout, outcome.stderr.count("\n")) == (3, "", 1)
+        assert str(home) in outcome.stderr
+        assert "AVSSEG_HOME" in outcome.stderr
+
+
+def test_short_names_of_backbones_will_do(avsseg_main: Main) -> None:
+    for name, file in (("vmamba-t", "vssm1_tiny_0230s_ckpt_epoch_264.pth"), ("pvt-v2-b5", "pvt_v2_b5.pth")):
+        outcome = avsseg_main("weights", "path", name)
+        assert (outcome.returncode, outcome.stdout) == (3, "")
+        assert f"avsseg weights download {name}" in outcome.stderr
+        weights_dir().mkdir(parents=True, exist_ok=True)
+        (weights_dir() / file).touch()
+        assert avsseg_main("weights", "verify", name).stdout.startswith(f"{name}  damaged")
+
+
 def test_offline_says_what_to_fetch_and_where_to_put_it(avsseg_main: Main, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AVSSEG_OFFLINE", "1")
     outcome = avsseg_main("weights", "download", "vggish")

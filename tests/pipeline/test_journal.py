@@ -363,3 +363,11 @@ def test_a_model_is_known_without_loading_it(model: str, untrained_file: Path) -
     loaded = load_model(name, allow_untrained=True)
     assert identify_model(name) == (loaded.name, loaded.sha256)
     assert identify_model("missing.safetensors") == ("missing.safetensors", "")
+
+
+def test_a_folder_named_like_the_model_is_not_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    known = identify_model(DEFAULT_MODEL)
+    (tmp_path / DEFAULT_MODEL).mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert identify_model(DEFAULT_MODEL) == known
+    assert identify_model(str(tmp_path)) == (str(tmp_path), "")

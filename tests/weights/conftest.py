@@ -19,7 +19,7 @@ class Behaviour:
     """What the server does. `cuts` are bytes after which it drops the first connections, one each.
 
     `length_lie` is added to Content-Length, which is left out without `tells_length`; `statuses` are answered first,
-    one each; `hang` never answers.
+    one each, with `reason`; `hang` never answers.
     """
 
     body: bytes = b""
@@ -30,6 +30,7 @@ class Behaviour:
     if_range: bool = True
     etag: bool = True
     statuses: list[int] = field(default_factory=list)
+    reason: str | None = None
     content_type: str = "application/octet-stream"
     redirect: str = ""
     hang: bool = False
@@ -52,7 +53,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.released.wait(20)
             return
         if does.statuses:
-            self.send_error(does.statuses.pop(0))
+            self.send_error(does.statuses.pop(0), does.reason)
             return
         if does.redirect and self.path != "/direct":
             self.send_response(302)

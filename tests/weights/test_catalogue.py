@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from avsseg.errors import UsageError, WeightsError
+from avsseg.errors import EnvironmentFault, UsageError, WeightsError
 from avsseg.model.backbones import build_backbone
 from avsseg.model.backbones.vim import VIM
 from avsseg.model.backbones.vmamba import VMAMBA
@@ -21,6 +21,7 @@ from avsseg.model.config import VISUAL_BACKBONES
 from avsseg.weights.cache import (
     cache_dir,
     cached_file,
+    cached_size,
     expected_sha256,
     find_weights,
     obtain,
@@ -91,6 +92,32 @@ def test_where_the_cache_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
     monkeypatch.setenv("XDG_CACHE_HOME", "relative")
     monkeypatch.setenv("HOME", str(tmp_path))
     assert cache_dir() == tmp_path / ".cache" / "avsseg"
+
+
+def test_a_home_directory_that_nobody_knows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AVSSEG_HOME", "~nosuch/x")
+    with pytest.raises(EnvironmentFault, match=r"^~nosuch/x: no place for weights.*Set AVSSEG_HOME to a folder$"):
+        cache_dir()
+
+
+def test_a_cache_that_cannot_be_read_is_named(
+    entry: CatalogueEntry, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    # root can read any folder, but none inside a file or of such a name
+    for folder in (tmp_path / "file", tmp_path / ("x" * 300)):
+        monkeypatch.setenv("AVSSEG_HOME", str(folder))
+        for use in (cached_size, verify, obtain, expected_sha256):
+            with pytest.raises(WeightsError, match=rf"cannot be read \(.*Make {folder} a folder .*set AVSSEG_HOME"):
+                use(entry)
+
+
+def test_short_names_of_backbones(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert catalogue_entry("vmamba-t") is CATALOGUE["vmamba-tiny-s1l8"]
+    assert catalogue_entry("pvt-v2-b5") is CATALOGUE["pvt_v2_b5"]
+    assert all(catalogue_entry(name) is entry for name, entry in CATALOGUE.items())
+    with pytest.raises(WeightsError, match=r"vssm1_tiny_0230s_ckpt_epoch_264\.pth: not in the cache, and offline"):
+        find_weights("vmamba-t", offline=True)
 
 
 def count(shapes: dict[str, Any]) -> int:

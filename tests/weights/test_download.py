@@ -8,6 +8,7 @@ import os
 import random
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -184,6 +185,46 @@ def test_answers_that_are_final_and_answers_that_pass(server: Any, target: Path)
     does.statuses = [500] * 3
     with pytest.raises(WeightsError, match=r"500.*gave up after 3 attempts"):
         download(url, target, patience=QUICK)
+
+
+@pytest.mark.parametrize("status", [403, 503])
+def test_the_words_of_a_server_do_nothing_to_a_terminal(server: Any, target: Path, status: int) -> None:
+    url, does = server
+    does.statuses, does.reason = [status] * QUICK.attempts, "For\x1b[31mbidden"
+    with pytest.raises(WeightsError, match=rf"answers {status} For\\x1b\[31mbidden[.,]"):
+        download(url, target, patience=QUICK)
+
+
+def test_a_redirect_that_leads_nowhere_is_one_line(server: Any, target: Path) -> None:
+    url, does = server
+    does.redirect = url  # urllib tells of a circle in three lines
+    with pytest.raises(WeightsError, match=r"answers 302 .*infinite loop\. If it has moved") as caught:
+        download(url, target, patience=QUICK)
+    assert "\n" not in str(caught.value)
+    does.redirect = "http://[::1"
+    with pytest.raises(WeightsError, match=r"leads to an address that is none \(Invalid IPv6 URL\)"):
+        download(url, target, patience=QUICK)
+    assert left(target) == set()
+
+
+def test_a_name_server_that_does_not_answer_at_once_is_asked_again(
+    server: Any, target: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url, does = server
+    does.body = BODY
+    resolve, faults = socket.getaddrinfo, [socket.EAI_AGAIN, socket.EAI_NONAME]
+
+    def unsteady(*arguments: Any, **options: Any) -> Any:
+        if faults:
+            raise socket.gaierror(faults.pop(0), "no answer")
+        return resolve(*arguments, **options)
+
+    monkeypatch.setattr(socket, "getaddrinfo", unsteady)
+    with pytest.raises(WeightsError, match="its host is not found"):  # which the second answer says for good
+        download(url, target, patience=QUICK)
+    assert faults == []
+    faults.append(socket.EAI_AGAIN)
+    assert download(url, target, patience=QUICK) == DIGEST
 
 
 def test_a_web_page_is_not_a_file(server: Any, target: Path) -> None:

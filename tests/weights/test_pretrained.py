@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -60,6 +61,12 @@ def test_wrapped_and_distributed_files(tmp_path: Path, wrap: Callable[[dict[str,
     backbone, _ = build_backbone("pvt_v2_b0")
     load_backbone_weights(backbone, tmp_path / "x.pth")
     assert_loaded(backbone, state)
+
+
+def test_distributed_weights_in_safetensors(tmp_path: Path) -> None:
+    state = official("pvt_v2_b0")
+    save_file({f"module.{name}": tensor for name, tensor in state.items()}, tmp_path / "x.safetensors")
+    assert convert_file(tmp_path / "x.safetensors", tmp_path / "out.safetensors") == "pvt_v2_b0"
 
 
 @pytest.mark.slow
@@ -146,9 +153,67 @@ def test_damaged_files(tmp_path: Path, content: bytes) -> None:
 
 def test_code_in_a_file_does_not_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     torch.save({"model": Payload()}, tmp_path / "x.pth")
-    with pytest.raises(WeightsError, match="cannot be read as a file of tensors"):
+    with pytest.raises(
+        WeightsError, match=r"cannot be read as a file of tensors \(holds Python objects: print\)\. Dow"
+    ):
         read_tensors(tmp_path / "x.pth")
     assert capsys.readouterr().out == ""
+
+
+def test_what_is_no_file_of_tensors_is_said_in_words_of_our_own(tmp_path: Path) -> None:
+    for content in (b"\x1b[31mtext", b"PK\x03\x04 torn", b"\x80\x02cos\n\x1b[31msystem\n."):
+        (tmp_path / "x.pth").write_bytes(content)
+        with pytest.raises(
+            WeightsError, match=r"tensors \((damaged or no PyTorch file|holds Python objects: os\.\\x1b\[31msystem)\)"
+        ) as caught:
+            read_tensors(tmp_path / "x.pth")
+        assert "weights_only" not in str(caught.value)
+
+
+ODD_TENSORS = {
+    "sparse": (torch.zeros(32, 3, 7, 7).to_sparse(), "is sparse or without values"),
+    "meta": (torch.zeros(32, 3, 7, 7, device="meta"), "is sparse or without values"),
+    "complex": (torch.zeros(32, 3, 7, 7, dtype=torch.complex64), "has values of type complex64"),
+    "int8": (torch.zeros(32, 3, 7, 7, dtype=torch.int8), "has values of type int8"),
+    "float8": (torch.zeros(32, 3, 7, 7).to(torch.float8_e4m3fn), "has values of type float8_e4m3fn"),
+    "nan": (torch.full((32, 3, 7, 7), math.nan), "holds NaN or infinite values"),
+    "inf": (torch.full((32, 3, 7, 7), -math.inf, dtype=torch.float16), "holds NaN or infinite values"),
+}
+
+
+@pytest.mark.parametrize("odd", ODD_TENSORS)
+def test_odd_tensors_are_named(tmp_path: Path, odd: str) -> None:
+    tensor, fault = ODD_TENSORS[odd]
+    torch.save({**official("pvt_v2_b0"), "patch_embed1.proj.weight": tensor}, tmp_path / "x.pth")
+    with pytest.raises(WeightsError, match=rf"x\.pth: its tensor patch_embed1\.proj\.weight {fault}\. Take"):
+        convert_file(tmp_path / "x.pth", tmp_path / "out.safetensors")
+    assert not (tmp_path / "out.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    "beside",
+    [
+        ("patch_embed1.proj.weight",),
+        ("cls_token", "layers.0.mixer.A_b_log"),
+        ("layers.0.blocks.0.norm.weight", "layers.0.blocks.0.op.out_norm.weight"),
+    ],
+)
+def test_single_numbers_do_not_fit(tmp_path: Path, beside: tuple[str, ...]) -> None:
+    torch.save({name: torch.tensor(1.0) for name in beside}, tmp_path / "x.pth")
+    with pytest.raises(WeightsError, match=rf"of another shape \({beside[0]} \(\) instead of"):
+        convert_file(tmp_path / "x.pth", tmp_path / "out.safetensors")
+
+
+def test_float16_and_parameters_are_taken(tmp_path: Path) -> None:
+    state = {name: nn.Parameter(tensor.half()) for name, tensor in official("pvt_v2_b0").items()}
+    torch.save(state, tmp_path / "x.pth")
+    assert convert_file(tmp_path / "x.pth", tmp_path / "out.safetensors") == "pvt_v2_b0"
+
+
+def test_names_from_a_file_do_nothing_to_a_terminal(tmp_path: Path) -> None:
+    save_file({"a\nb": torch.zeros(1)}, tmp_path / "x.safetensors")
+    with pytest.raises(WeightsError, match=r"no known kind \(a\\nb\)"):
+        convert_file(tmp_path / "x.safetensors", tmp_path / "out.safetensors")
 
 
 @pytest.mark.parametrize(

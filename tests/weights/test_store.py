@@ -1,17 +1,20 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from avsseg.errors import OutputError, WeightsError
 from avsseg.model.avs_mamba import AvsMamba
 from avsseg.model.config import AvsMambaConfig
 from avsseg.weights import load_model, save_model
+from avsseg.weights.registry import DEFAULT_MODEL
 
 SMALL = AvsMambaConfig(
     backbone="pvt_v2_b0",
@@ -66,6 +69,16 @@ def test_half_precision_keeps_what_needs_float32(model: AvsMamba, tmp_path: Path
     assert all(t.dtype == torch.float32 for t in state.values() if t.is_floating_point())
 
 
+def test_half_precision_keeps_vim_s_scan_in_float32(tmp_path: Path) -> None:
+    save_model(tmp_path / "x.safetensors", AvsMamba(replace(SMALL, backbone="vim-tiny")), half=True)
+    state = load_file(tmp_path / "x.safetensors")
+    mixer = "visual_backbone.layers.0.mixer."
+    for name in ("A_log", "A_b_log", "D", "D_b", "dt_proj.bias", "dt_proj_b.bias"):
+        assert state[mixer + name].dtype == torch.float32
+    for name in ("dt_proj.weight", "in_proj.weight", "conv1d.bias"):
+        assert state[mixer + name].dtype == torch.float16
+
+
 def test_untrained_presets_are_refused_unless_allowed() -> None:
     with pytest.raises(WeightsError, match="--allow-untrained"):
         load_model("avs-mamba-resnet50")
@@ -104,7 +117,15 @@ def test_foreign_and_inconsistent_files(model: AvsMamba, tmp_path: Path) -> None
         load_model(path)
     description = {"config": SMALL.to_dict(), "categories": ["a"], "trained": True}
     save_file({"a": torch.zeros(1)}, path, metadata={"avsseg": json.dumps(description)})
-    with pytest.raises(WeightsError, match="does not fit its weights"):
+    with pytest.raises(
+        WeightsError, match=r"does not fit its weights \(\d+ missing \(visual_\S+, .*…\); 1 unexpected \(a\)\)\. Exp"
+    ):
+        load_model(path)
+    narrow = {**model.state_dict(), "head.classify.weight": torch.zeros(1, 3, 1, 1)}
+    save_file(narrow, path, metadata={"avsseg": json.dumps(description)})
+    with pytest.raises(
+        WeightsError, match=r"of another shape \(head\.classify\.weight \(1, 3, 1, 1\) instead of \(1, 4, 1, 1\)\)"
+    ):
         load_model(path)
     description["config"]["dim"] = 7
     save_file({"a": torch.zeros(1)}, path, metadata={"avsseg": json.dumps(description)})
@@ -114,6 +135,63 @@ def test_foreign_and_inconsistent_files(model: AvsMamba, tmp_path: Path) -> None
     with pytest.raises(WeightsError, match="untrained"):
         load_model(path)
     assert not load_model(path, allow_untrained=True).trained
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        ({"categories": "sounding"}, "no list of names for its classes"),
+        ({"categories": [3]}, "no list of names for its classes"),
+        ({"categories": []}, "0 names for 1 classes"),
+        ({"categories": ["a", "b", "c"]}, "3 names for 1 classes"),
+        ({"heard": ""}, "no list of names for its classes of sound"),
+    ],
+)
+def test_names_must_be_those_of_the_classes(
+    model: AvsMamba, tmp_path: Path, names: dict[str, Any], message: str
+) -> None:
+    path = tmp_path / "x.safetensors"
+    description = {"config": SMALL.to_dict(), "categories": ["a"], "trained": True, **names}
+    save_file(model.state_dict(), path, metadata={"avsseg": json.dumps(description)})
+    with pytest.raises(WeightsError, match=rf"does not fit its weights \({message}\)"):
+        load_model(path)
+
+
+def test_weights_that_are_not_finite_are_named(model: AvsMamba, tmp_path: Path) -> None:
+    path = tmp_path / "x.safetensors"
+    save_model(path, model)
+    description = {"config": SMALL.to_dict(), "categories": ["a"], "trained": True}
+    for value in (math.nan, math.inf):
+        state = load_file(path)
+        state["head.classify.weight"][0, 0] = value
+        save_file(state, tmp_path / "diverged.safetensors", metadata={"avsseg": json.dumps(description)})
+        with pytest.raises(
+            WeightsError, match=r"diverged\.safetensors: its tensor head\.classify\.weight holds NaN or infinite values"
+        ):
+            load_model(tmp_path / "diverged.safetensors")
+
+
+def test_a_folder_of_a_model_s_name_does_not_matter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / DEFAULT_MODEL).mkdir()
+    assert load_model().trained
+    (tmp_path / "mine").mkdir()
+    with pytest.raises(WeightsError, match=r"^mine: a folder, not .* Give the \.safetensors file inside it$"):
+        load_model("mine")
+
+
+@pytest.mark.parametrize(
+    "name", ["a\nb", "a\nb.safetensors", "a\nb/last.pt", "a\nb.pth", "a\nb/c.safetensors", "x" * 300]
+)
+def test_names_are_told_on_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a\nb").mkdir()
+    (tmp_path / "a\nb.pth").touch()
+    for file in ("last.pt", "last.safetensors", "c.safetensors"):
+        (tmp_path / "a\nb" / file).touch()
+    with pytest.raises(WeightsError) as caught:
+        load_model(name)
+    assert "\n" not in str(caught.value)
 
 
 def test_wrong_names() -> None:
