@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
