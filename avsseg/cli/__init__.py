@@ -11,15 +11,18 @@ import traceback
 from types import FrameType
 from typing import Annotated, NoReturn
 
-import typer
-
-import avsseg
-from avsseg.cli import bench, data, evaluate, info, run, train, visualize, weights
-from avsseg.errors import AvssegError, printable
-
 # as a shell reports a program that a signal ended: 128 + the signal
 INTERRUPTED = 130
 BROKEN_PIPE = 141
+
+try:
+    import typer
+
+    import avsseg
+    from avsseg.cli import bench, data, evaluate, info, run, train, visualize, weights
+    from avsseg.errors import AvssegError, printable
+except KeyboardInterrupt:  # they take long enough for a person to change their mind
+    sys.exit(INTERRUPTED)
 
 app = typer.Typer(
     name="avsseg",
@@ -69,7 +72,11 @@ def main() -> NoReturn:
             setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115 (open to the end)
     try:
         _run()
+    except KeyboardInterrupt:  # before or after typer's own care of it
+        sys.exit(INTERRUPTED)
     except SystemExit as stop:
+        if isinstance(stop.__context__, BrokenPipeError):  # for which typer's code is 1, as if an input had failed
+            sys.exit(BROKEN_PIPE)
         try:
             sys.stdout.flush()
         except OSError as error:

@@ -141,7 +141,7 @@ def compose(
     # wide enough for the table wherever it goes: a pipe has no width that it should be cut to
     Console(stderr=True, width=None if console.is_terminal else 120).print(_table(counts))
     shown_at_all = class_counts(sources, replace(shown, smallest=0))
-    for warning in (*too_small(counts, shown_at_all, shown), *warnings(counts, settings)):
+    for warning in (*sources.warnings, *too_small(counts, shown_at_all, shown), *warnings(counts, settings)):
         typer.echo(f"avsseg: warning: {warning}", err=True)
     try:
         split_sources(sources, settings)

@@ -50,11 +50,13 @@ class BatchProgress:
     """Tells a person how a batch advances; a context manager.
 
     A terminal gets a bar for each video in work, anything else a line every few seconds; either gets a line for each
-    finished input, its warnings and its error. `quiet` leaves only the errors.
+    finished input, its warnings and its error. `quiet` leaves only the errors. When stdout is closed, which ends a
+    batch, it says that inputs are left.
     """
 
     def __init__(self, inputs: int, *, quiet: bool) -> None:
         self._inputs = inputs
+        self._left = inputs
         self._quiet = quiet
         self._console = _Console(stderr=True, soft_wrap=True, highlight=False, markup=False, emoji=False)
         self._bar: Progress | None = None
@@ -82,6 +84,10 @@ class BatchProgress:
             self._bar.stop()
         if kind is not None and issubclass(kind, (KeyboardInterrupt, SystemExit)):
             self.note("avsseg: interrupted; finished results are kept, the same command makes the rest")
+        if kind is BrokenPipeError and self._left:
+            self._print(
+                "avsseg: error: standard output was closed; finished results are kept, the same command makes the rest"
+            )
 
     def started(self, position: int, job: Job) -> None:
         number = f"[{position}/{self._inputs}] " if self._inputs > 1 else ""
@@ -101,6 +107,7 @@ class BatchProgress:
 
     def finished(self, position: int, result: InputResult) -> None:
         running = self._running.pop(position)
+        self._left -= 1
         if self._bar is not None and running.task is not None:
             self._bar.refresh()  # of a short video, the bar would never have been seen otherwise
             self._bar.remove_task(running.task)

@@ -10,7 +10,7 @@
 
 Without classes.txt the pictures lie in a folder a class, IMAGES/CLASS/NAME.jpg and MASKS/CLASS/NAME.png, and any mask
 value but 0 is that class. A class of SOUNDS that no picture has is only ever heard off-screen. Files whose names begin
-with a dot are left out.
+with a dot are left out, and so are texts and pictures among the recordings, with a warning.
 
     IMAGES/splits.csv          optional; columns: name (dog/1 for dog/1.jpg), split (train, val or test) and, if wanted,
                                kind (scene, cutout or backdrop) and weight (0 to 1)
@@ -45,8 +45,14 @@ from avsseg.data.compose_splits import TABLE_NAME, Kind, Row, draw_splits, read_
 from avsseg.errors import DataError, MediaError, UsageError, printable
 from avsseg.media.audio import SAMPLE_RATE_HZ
 from avsseg.media.ffmpeg import FfmpegProcess, command, media_input
+from avsseg.writers.base import of_the_system
 
 PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
+# what lies beside recordings and is none: their terms, lists and covers
+SOUNDLESS_SUFFIXES = frozenset(PICTURE_SUFFIXES) | {
+    *(".csv", ".doc", ".docx", ".gif", ".htm", ".html", ".ini", ".json", ".jsonl", ".log", ".lrc", ".md", ".pdf"),
+    *(".rst", ".rtf", ".srt", ".svg", ".tif", ".tiff", ".toml", ".tsv", ".txt", ".vtt", ".xml", ".yaml", ".yml"),
+}
 CLASSES_NAME = "classes.txt"
 BACKGROUND = "background"
 VOID = 255
@@ -64,6 +70,8 @@ _TURNS = {
 }
 _SIDEWAYS = {_TURNS[orientation] for orientation in (5, 6, 7, 8)}
 LONGEST_SOUND_S = 60
+# of several files with the same fault, as many are named
+_NAMED = 3
 
 
 @dataclass(frozen=True)
@@ -113,6 +121,7 @@ class Sources:
 
     The first `visible` classes can be seen (background included); the others are only heard. `picture_groups` and
     `sound_groups` say how many groups that stay together each class has (see `draw_splits`); None where a table says.
+    `warnings` tell of files that are not used.
     """
 
     classes: tuple[str, ...]
@@ -121,6 +130,7 @@ class Sources:
     sounds: tuple[Sound, ...]
     picture_groups: Mapping[int, int] | None = None
     sound_groups: Mapping[int, int] | None = None
+    warnings: tuple[str, ...] = ()
 
 
 def read_sources(images: Path, masks: Path, sounds: Path, *, jobs: int = 4, unrelated: bool = False) -> Sources:
@@ -134,7 +144,8 @@ def read_sources(images: Path, masks: Path, sounds: Path, *, jobs: int = 4, unre
         if not folder.is_dir():
             raise DataError(f"{printable(folder)}: no such folder")
     picture_paths = _files(images, PICTURE_SUFFIXES)
-    sound_paths = [path for path in _files(sounds) if path.parent != sounds]
+    in_classes = [path for path in _files(sounds) if path.parent != sounds]
+    sound_paths = [path for path in in_classes if not _is_soundless(path.relative_to(sounds))]
     if not picture_paths:
         raise UsageError(f"{printable(images)}: holds no pictures ({', '.join(PICTURE_SUFFIXES)})")
     if not sound_paths:
@@ -155,8 +166,17 @@ def read_sources(images: Path, masks: Path, sounds: Path, *, jobs: int = 4, unre
             "Name the folders of the recordings as the classes of the pictures"
         )
     picture_rows, sound_rows = read_table(images), read_table(sounds)
-    _check_listed(images, picture_rows, [_picture_name(path, images) for path in picture_paths])
+    names = [_picture_name(path, images) for path in picture_paths]
+    _check_listed(images, picture_rows, names)
     _check_listed(sounds, sound_rows, [path.relative_to(sounds).as_posix() for path in sound_paths])
+    _check_masks(masks, [name for name in names if not picture_rows or picture_rows[name].kind != "backdrop"])
+    pictured, recorded = set(names), set(sound_paths)
+    unused = {
+        "masks without a picture": [
+            path for path in _files(masks, (".png",)) if _picture_name(path, masks) not in pictured
+        ],
+        "files that are no recordings": [path for path in in_classes if path not in recorded],
+    }
     with ThreadPoolExecutor(max(1, jobs)) as pool:
         try:
             pictures = list(
@@ -170,7 +190,8 @@ def read_sources(images: Path, masks: Path, sounds: Path, *, jobs: int = 4, unre
     heard_in = [(sounds / sound.name, sound.class_index) for sound in recordings]
     split_pictures, picture_groups = _with_splits(images, picture_rows, pictures, shown, unrelated)
     split_sounds, sound_groups = _with_splits(sounds, sound_rows, recordings, heard_in, unrelated)
-    return Sources(classes, len(visible), split_pictures, split_sounds, picture_groups, sound_groups)
+    warnings = tuple(f"{what} are left out: {_first(paths)}" for what, paths in unused.items() if paths)
+    return Sources(classes, len(visible), split_pictures, split_sounds, picture_groups, sound_groups, warnings)
 
 
 def _files(folder: Path, suffixes: Sequence[str] = ()) -> list[Path]:
@@ -182,6 +203,15 @@ def _files(folder: Path, suffixes: Sequence[str] = ()) -> list[Path]:
         and not any(part.startswith(".") for part in path.relative_to(folder).parts)
         and (not suffixes or path.suffix.lower() in suffixes)
     )
+
+
+def _is_soundless(place: Path) -> bool:
+    return place.suffix.lower() in SOUNDLESS_SUFFIXES or any(of_the_system(part) for part in place.parts)
+
+
+def _first(paths: Sequence[Path]) -> str:
+    more = f" and {len(paths) - _NAMED} more" if len(paths) > _NAMED else ""
+    return ", ".join(printable(path) for path in paths[:_NAMED]) + more
 
 
 def _picture_name(path: Path, images: Path) -> str:
@@ -196,6 +226,14 @@ def _check_listed(folder: Path, rows: Mapping[str, Row] | None, names: Sequence[
     if missing:
         table = printable(folder / TABLE_NAME)
         raise DataError(f"{table}: lists no {printable(missing[0])}. Add it, or remove the table to have splits drawn")
+
+
+def _check_masks(masks: Path, names: Sequence[str]) -> None:
+    missing = [path for name in names if not (path := masks / f"{name}.png").is_file()]
+    if len(missing) == 1:
+        raise DataError(f"{printable(missing[0])}: missing. Add this mask, or remove its picture")
+    if missing:
+        raise DataError(f"{len(missing)} masks are missing: {_first(missing)}. Add them, or remove their pictures")
 
 
 def _visible_classes(images: Path, masks: Path, pictures: Sequence[Path]) -> tuple[str, ...]:
@@ -225,8 +263,6 @@ def _picture(path: Path, images: Path, masks: Path, visible: Sequence[str], rows
     row = rows.get(name, Row("train"))
     if row.kind == "backdrop":
         return Picture(name, path, mask_path, (), row.split, folder_class, row.kind, row.weight)
-    if not mask_path.is_file():
-        raise DataError(f"{printable(mask_path)}: missing, the mask of {printable(path)}")
     counts = np.bincount(np.asarray(_read_mask(mask_path, folder_class, sizes)).ravel(), minlength=256)
     highest = int(np.flatnonzero(counts[:VOID]).max(initial=0))
     if highest >= len(visible):

@@ -10,8 +10,8 @@ import os
 import re
 import tempfile
 import unicodedata
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
 
 from avsseg.errors import UsageError, printable
@@ -33,6 +33,14 @@ VIDEO_SUFFIXES = frozenset(
     for name in (
         *("3g2", "3gp", "asf", "avi", "f4v", "flv", "gif", "m2ts", "m2v", "m4v", "mkv", "mov", "mp4", "mpeg", "mpg"),
         *("mts", "mxf", "ogv", "ts", "vob", "webm", "wmv"),
+    )
+)
+# names that promise something else than a folder and that no format has, beside those of videos
+FOREIGN_SUFFIXES = frozenset(
+    f".{name}"
+    for name in (
+        *("bmp", "jpeg", "jpg", "png", "svg", "tif", "tiff", "webp", "aac", "flac", "m4a", "mp3", "ogg", "wav"),
+        *("htm", "html", "jsonl", "md", "npy", "npz", "pdf", "srt", "tsv", "txt", "vtt", "xml", "yaml", "yml", "zip"),
     )
 )
 
@@ -100,10 +108,11 @@ def find_inputs(
     A file that does not exist, a pattern without a match and a folder that has no videos or cannot be read are kept:
     they fail by themselves. Links to files are followed, links to folders are not unless they are named. A
     mirrored path is relative to the folder or to the fixed part of the pattern; a listed relative path is mirrored as
-    it is; of other files the name remains.
+    it is; of other files the name remains. Inputs that would then share a name are mirrored below the deepest folder
+    that holds them, and no other input is: what else there is must not change where a result is looked for.
 
     Raises:
-        UsageError: nothing was found.
+        UsageError: nothing was found, or what was not is a format.
     """
     found: dict[Path, FoundInput] = {}
     empty: list[Path] = []
@@ -149,7 +158,13 @@ def find_inputs(
                 else:
                     add(path, path.relative_to(base))
         else:
-            add(Path(argument), PurePath(Path(argument).name))
+            if not os.path.lexists(argument) and (names := set(argument.split(",")) - {""}) and names <= set(FORMATS):
+                raise UsageError(
+                    f"{argument}: no such file, but a format. Put commas and no spaces between formats: --format "
+                    f"{FORMATS[0]},{FORMATS[1]}"
+                )
+            path = _behind_stdin(Path(argument))
+            add(path, PurePath(path.name))
     if not found and set(arguments) == {"-"}:
         raise UsageError("the list on stdin is empty")
     if not found:
@@ -159,19 +174,25 @@ def find_inputs(
         raise UsageError(f"no videos found in {named}{hint}")
     for path in (*empty, *unmatched):
         add(path, PurePath(path.name))
-    return Inputs(tuple(found.values()), several)
+    return Inputs(tuple(_told_apart(found.values())), several)
 
 
 def choose_formats(requested: str | None, out: Path, *, several: bool) -> tuple[Format, ...]:
     """The formats to write: those requested ("overlay,coco"), otherwise what the suffix of `out` says.
 
     Raises:
-        UsageError: an unknown format, or a suffix that contradicts the request or several inputs.
+        UsageError: an unknown format, or a suffix that no format has or that contradicts the request or several inputs.
     """
+    if str(out) == "-":
+        raise UsageError("--out -: results are files, and stdout lists them. Name a file or a folder")
     by_suffix = format_of_suffix(out)
+    if by_suffix is None and out.suffix.lower() in VIDEO_SUFFIXES | FOREIGN_SUFFIXES and not os.path.isdir(out):
+        possible = ", ".join(f"{name} ({' '.join(suffixes)})" for name, suffixes in SUFFIXES.items() if suffixes)
+        raise UsageError(
+            f"--out {printable(out)}: no format is a {out.suffix} file. There are {possible}; masks, several formats "
+            "and several inputs go into a folder"
+        )
     if requested is None:
-        if not several and by_suffix is None and out.suffix.lower() in VIDEO_SUFFIXES:
-            raise UsageError(f"--out {printable(out)}: overlays are written as {', '.join(SUFFIXES['overlay'])}")
         formats: tuple[Format, ...] = ((None if several else by_suffix) or "masks",)
     else:
         names = [name.strip() for name in requested.split(",") if name.strip()]
@@ -308,6 +329,26 @@ def _tells_case_apart(folder: Path) -> bool:
             return not os.path.exists(existing / Path(file.name).name.upper())
     except OSError:
         return True
+
+
+def _behind_stdin(path: Path) -> Path:
+    """The file that /dev/stdin or its like leads to: a program that is started to read it has a stdin of its own."""
+    streams = path == Path("/dev/stdin") or path.parent == Path("/dev/fd")
+    return _real(path) if streams and _real(path).is_file() else path
+
+
+def _told_apart(inputs: Collection[FoundInput]) -> Iterator[FoundInput]:
+    """The inputs, of which those that would share a name are mirrored below the deepest folder that holds them."""
+    folders: dict[PurePath, list[str]] = {}
+    for item in inputs:
+        folders.setdefault(item.mirrored.parent / item.mirrored.stem, []).append(os.path.abspath(item.path.parent))
+    for item in inputs:
+        sharing = folders[item.mirrored.parent / item.mirrored.stem]
+        if len(sharing) > 1:
+            with contextlib.suppress(ValueError):  # on two drives
+                below = os.path.relpath(os.path.abspath(item.path), os.path.commonpath(sharing))
+                item = replace(item, mirrored=PurePath(below))
+        yield item
 
 
 def _is_below(path: Path, folder: Path) -> bool:

@@ -89,6 +89,14 @@ def test_objects_that_are_too_small_are_said_to_be_left_out(
     assert "warning: cat: covers 3% of none of its 1 pictures in train, so none is used there. Crop" in outcome.stderr
 
 
+def test_files_that_are_not_used_are_named(avsseg_main: Main, folders: dict[str, Path], tmp_path: Path) -> None:
+    left_out = folders["sounds"] / "dog" / "readme.txt"
+    left_out.write_text("Terms of use")
+    outcome = avsseg_main(*arguments(folders, tmp_path / "out", *FEW))
+    assert outcome.returncode == 0, outcome.stderr
+    assert f"avsseg: warning: files that are no recordings are left out: {left_out}\n" in outcome.stderr
+
+
 @pytest.mark.skipif(os.name == "nt", reason="names are Unicode there")
 def test_names_that_are_no_utf8_get_into_the_listing(
     avsseg_main: Main, folders: dict[str, Path], tmp_path: Path

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import atexit
 import os
 import signal
 import subprocess
@@ -34,6 +35,15 @@ def test_a_wrong_command_line_ends_with_2(
     outcome = avsseg_main(*arguments)
     assert outcome.returncode == 2
     assert outcome.stdout == ""
+
+
+@pytest.mark.parametrize("arguments", [[], ["data"], ["weights"]])
+def test_without_a_command_there_is_help_and_2(
+    avsseg_main: Callable[..., CompletedProcess[str]], arguments: list[str]
+) -> None:
+    outcome = avsseg_main(*arguments)
+    assert outcome.returncode == 2
+    assert "Usage: " in outcome.stdout
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"], ["run", "missing.mp4", "--out", "o.mp4"]])
@@ -123,13 +133,41 @@ def test_a_full_stdout_is_named() -> None:
     assert done.stderr == "avsseg: error: standard output cannot be written: No space left on device\n"
 
 
+STARTS_INTERRUPTED = """
+import signal
+import sys
+
+
+class Finder:
+    def find_spec(name, *_):
+        if name == "typer":
+            signal.raise_signal(signal.SIGINT)
+
+
+sys.meta_path.insert(0, Finder)
+signal.signal(signal.SIGINT, signal.default_int_handler)
+import avsseg.cli
+"""
+
+
+def test_a_start_that_is_interrupted_ends_quietly(
+    avsseg_main: Callable[..., CompletedProcess[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done = subprocess.run([sys.executable, "-c", STARTS_INTERRUPTED], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
+
+    monkeypatch.setattr(avsseg.cli, "app", lambda: signal.raise_signal(signal.SIGINT))
+    monkeypatch.setattr(atexit, "register", lambda _: None)  # this process is to end as it would
+    assert avsseg_main().returncode == 130
+
+
 @pytest.mark.parametrize("arguments", [["--version"], ["run", __file__, "--out", "o.json", "--dry-run"]])
 def test_a_closed_stdout_ends_quietly(arguments: list[str]) -> None:
     reader, writer = os.pipe()
     os.close(reader)
     done = subprocess.run([sys.executable, "-m", "avsseg", *arguments], stdout=writer, stderr=subprocess.PIPE)
     os.close(writer)
-    assert done.returncode in (1, 141)
+    assert done.returncode == 141
     assert done.stderr == b""
 
 

@@ -75,6 +75,24 @@ def test_an_interruption_says_what_stays(capsys: pytest.CaptureFixture[str]) -> 
     assert "interrupted; finished results are kept" in capsys.readouterr().err
 
 
+CLOSED = "avsseg: error: standard output was closed; finished results are kept, the same command makes the rest\n"
+
+
+@pytest.mark.parametrize(("inputs", "told"), [(1, ""), (2, CLOSED)])
+def test_a_closed_stdout_is_told_while_inputs_are_left(
+    capsys: pytest.CaptureFixture[str], inputs: int, told: str
+) -> None:
+    def make_one() -> None:
+        with BatchProgress(inputs, quiet=True) as progress:
+            progress.started(1, JOB)
+            progress.finished(1, InputResult(JOB.input, "skipped"))
+            raise BrokenPipeError
+
+    with pytest.raises(BrokenPipeError):
+        make_one()
+    assert capsys.readouterr().err == told
+
+
 def test_the_summary_counts_and_names_what_failed() -> None:
     done = InputResult(JOB.input, "done", (Path("o.json"),), 60.0, 120, 3.21, ("no audio track",))
     failed = InputResult(JOB.input, "failed", seconds=0.5, error="videos/clip.mp4: is broken.")

@@ -156,6 +156,20 @@ def test_a_second_run_makes_only_what_is_missing(
     assert all(path.stat().st_mtime_ns == times[path] for path in kept)
 
 
+def test_a_reader_that_goes_ends_the_batch_and_the_same_command_makes_the_rest(
+    start_avsseg: Start, avsseg_main: Run, videos: Path, tmp_path: Path, options: tuple[object, ...]
+) -> None:
+    command = ("run", videos, "--out", tmp_path / "o", "--format", "coco", "--json", *options)
+    process = start_avsseg(*command)
+    assert process.stdout is not None
+    process.stdout.close()
+    _, stderr = process.communicate(timeout=PATIENCE_S)
+    assert process.returncode == 141
+    assert stderr.endswith("standard output was closed; finished results are kept, the same command makes the rest\n")
+    assert list(results(tmp_path / "o")) == ["a.json"]
+    assert statuses(avsseg_main(*command)) == ["skipped", "done"]
+
+
 def test_other_settings_models_and_inputs_are_refused_before_any_work(
     avsseg_main: Run, videos: Path, tmp_path: Path, options: tuple[object, ...]
 ) -> None:

@@ -206,6 +206,34 @@ def test_hidden_files_and_files_beside_the_class_folders_are_left_out(small: Pat
     assert len(read(small).sounds) == 4
 
 
+def test_what_is_left_out_without_being_hidden_is_warned_of(small: Path) -> None:
+    before = read(small)
+    assert before.warnings == ()
+    (small / "masks/old").mkdir()
+    for name in ("extra.png", "old/1.png", "old/2.png", "old/3.png"):
+        shutil.copy(small / "masks/dog_0x.png", small / "masks" / name)
+    (small / "sounds/bell/@eaDir").mkdir()
+    for name in ("dog/readme.txt", "dog/cover.JPG", "bell/@eaDir/0x.wav"):
+        (small / "sounds" / name).write_text("no sound")
+    found = read(small)
+    assert found.warnings == (
+        f"masks without a picture are left out: {small}/masks/extra.png, {small}/masks/old/1.png, "
+        f"{small}/masks/old/2.png and 1 more",
+        f"files that are no recordings are left out: {small}/sounds/bell/@eaDir/0x.wav, {small}/sounds/dog/cover.JPG, "
+        f"{small}/sounds/dog/readme.txt",
+    )
+    assert [p.name for p in found.pictures] == [p.name for p in before.pictures]
+    assert [(s.name, s.split) for s in found.sounds] == [(s.name, s.split) for s in before.sounds]
+
+
+def test_masks_that_are_missing_are_counted_before_any_picture_is_decoded(small: Path) -> None:
+    for path in (small / "masks").glob("*.png"):
+        path.unlink()
+    (small / "images/cat_0x.png").write_text("broken")
+    with pytest.raises(DataError, match=r"^6 masks are missing: \S*cat_0x\.png, \S*cat_1x\.png, \S* and 3 more\. Add"):
+        read(small)
+
+
 def _edit(folder: Path, change: str) -> None:
     images, masks, sounds = (folder / kind for kind in ("images", "masks", "sounds"))
     match change:

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path, PurePath
 
@@ -68,6 +70,59 @@ def test_listed_relative_paths_are_mirrored_and_others_keep_their_name() -> None
     inputs = find_inputs(["-"], listed=["./sub/b.mov", "sub/c.mov", "/far/d.mov", "../e.mov"])
     assert mirrored(inputs) == ["sub/b.mov", "sub/c.mov", "d.mov", "e.mov"]
     assert inputs.several
+
+
+@pytest.fixture
+def cameras(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working folder: a/{x.mp4, y.mp4, deep/z.mp4}, b/{x.mp4, deep/z.mp4}"""
+    for name in ("a/x.mp4", "a/y.mp4", "a/deep/z.mp4", "b/x.mp4", "b/deep/z.mp4"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    "arguments", [["a/x.mp4", "b/x.mp4"], ["{here}/a/x.mp4", "b/x.mp4"], ["a/x.mp4", "a/../b/x.mp4"]]
+)
+def test_files_of_one_name_are_mirrored_below_the_folder_that_holds_them(cameras: Path, arguments: list[str]) -> None:
+    named = [argument.format(here=cameras) for argument in arguments]
+    for found in (find_inputs(named), find_inputs(["-"], listed=[str(cameras / name) for name in named])):
+        assert mirrored(found) == ["a/x.mp4", "b/x.mp4"]
+        assert len(plan_outputs(found, cameras / "o", FORMATS)) == 2
+
+
+def test_folders_with_files_of_one_name_are_mirrored_where_they_share_it(cameras: Path) -> None:
+    assert mirrored(find_inputs(["a", "b"])) == ["a/x.mp4", "y.mp4", "b/x.mp4"]
+    both = mirrored(find_inputs(["a", "b"], recursive=True))
+    assert both == ["a/x.mp4", "y.mp4", "a/deep/z.mp4", "b/x.mp4", "b/deep/z.mp4"]
+    (cameras / "b" / "deep" / "x.mp4").touch()
+    assert mirrored(find_inputs(["a/x.mp4", "b/deep/x.mp4", "b/x.mp4"])) == ["a/x.mp4", "b/deep/x.mp4", "b/x.mp4"]
+
+
+def test_files_of_one_name_in_one_folder_stay_refused(cameras: Path) -> None:
+    (cameras / "b" / "x.mkv").touch()
+    with pytest.raises(UsageError, match=r"would both write .*rename one"):
+        plan_outputs(find_inputs(["a", "b"]), cameras / "o", ["coco"])
+
+
+@pytest.mark.parametrize("argument", ["masks", ",coco", "masks,coco"])
+def test_a_format_among_the_inputs_is_a_space_too_many(cameras: Path, argument: str) -> None:
+    with pytest.raises(UsageError, match=f"{argument}: no such file, but a format. Put commas and no spaces"):
+        find_inputs(["a/x.mp4", argument])
+    if "," not in argument:
+        (cameras / argument).touch()
+        assert mirrored(find_inputs([argument])) == [argument]
+
+
+@pytest.mark.skipif(not Path("/dev/stdin").exists(), reason="needs /dev/stdin")
+def test_a_file_behind_stdin_is_taken_by_its_name(cameras: Path) -> None:
+    program = "from avsseg.pipeline.plan import find_inputs; print(find_inputs(['/dev/stdin']).found[0].path)"
+    with open("a/x.mp4") as video:
+        done = subprocess.run([sys.executable, "-c", program], stdin=video, stdout=subprocess.PIPE, text=True)
+    assert done.stdout == f"{os.path.realpath('a/x.mp4')}\n"
+    piped = subprocess.run([sys.executable, "-c", program], input="", stdout=subprocess.PIPE, text=True)
+    assert piped.stdout == "/dev/stdin\n"
 
 
 def test_a_video_named_twice_is_taken_once(tree: Path) -> None:
@@ -197,12 +252,21 @@ def test_formats_come_from_the_request_or_the_suffix(
         ("masks", "o.csv", False, "--format masks needs a folder"),
         ("overlay,masks", "o.mp4", False, "needs a folder"),
         (None, "o.mp4", True, "several inputs need a folder"),
-        (None, "o.avi", False, "overlays are written as .mp4"),
+        (None, "o.avi", False, r"no format is a \.avi file. There are overlay \(\.mp4 \.mkv \.mov \.webm\), coco"),
+        ("overlay", "o.avi", False, r"no format is a \.avi file"),
+        ("masks", "o.PNG", False, r"no format is a \.PNG file"),
+        (None, "o.txt", True, "several inputs go into a folder"),
+        (None, "-", False, "--out -: results are files"),
     ],
 )
 def test_a_suffix_that_contradicts_is_refused(requested: str | None, out: str, several: bool, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         choose_formats(requested, Path(out), several=several)
+
+
+def test_a_folder_that_exists_may_have_any_name(tmp_path: Path) -> None:
+    (tmp_path / "o.png").mkdir()
+    assert choose_formats(None, tmp_path / "o.png", several=False) == ("masks",)
 
 
 def test_one_input_is_written_to_the_path_itself(tmp_path: Path) -> None:
