@@ -206,6 +206,17 @@ def run(
     ] = SegmentOptions.overlap,
     start: StartOption = None,
     end: EndOption = None,
+    audio_track: Annotated[
+        int | None,
+        typer.Option(
+            "--audio-track",
+            metavar="N",
+            help="The audio track to listen to, from 1. Default: the one that players play, the first "
+            "that the file flags as default, else the first.",
+            show_default=False,
+            rich_help_panel=SEGMENTATION,
+        ),
+    ] = SegmentOptions.audio_track,
     strict: Annotated[
         bool,
         typer.Option(
@@ -248,6 +259,7 @@ def run(
         overlap=overlap,
         start_s=parse_time(start) if start is not None else SegmentOptions.start_s,
         end_s=parse_time(end) if end is not None else SegmentOptions.end_s,
+        audio_track=audio_track,
         precision=precision,
     )
     output_options = OutputOptions(

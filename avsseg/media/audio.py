@@ -20,7 +20,7 @@ from torch import Tensor
 
 from avsseg.errors import MediaError
 from avsseg.media.ffmpeg import STALL_S, FfmpegProcess, command
-from avsseg.media.frames import audio_tracks, on_container_clock, seek_point
+from avsseg.media.frames import on_container_clock, seek_point
 from avsseg.media.probe import VideoInfo, open_input
 
 logger = logging.getLogger(__name__)
@@ -35,6 +35,8 @@ MEL_HIGHEST_HZ = 7500.0
 LOG_OFFSET = 0.01
 SILENT_LOG_MEL = math.log(LOG_OFFSET)  # of digital silence
 EXAMPLE_FRAMES = 96
+SILENT_PEAK = 0.001  # -60 dB: below it the log-mel is that of silence, whatever there is
+CANCELLING = 0.01  # -20 dB: power of the mixed channels, of that of the louder one, below which they cancel out
 EXAMPLE_SAMPLES = (EXAMPLE_FRAMES - 1) * STFT_HOP + STFT_WINDOW  # 15,600 samples = 0.975 s
 
 
@@ -91,44 +93,89 @@ def log_mel_examples(waveform: Tensor, starts_s: list[float]) -> Tensor:
     return log_mel(torch.stack(examples)).unsqueeze(1)
 
 
+def heard_track(info: VideoInfo, wanted: int | None = None) -> int | None:
+    """The audio track that is listened to, from 0: the one `wanted`, from 1, or that players play; None without sound.
+
+    Raises `MediaError` if there is no such track, or nothing in it that can be decoded.
+    """
+    if wanted is None:
+        return info.default_audio if info.has_audio else None
+    count = len(info.audio_codecs)
+    if wanted > count:
+        there = f"{count or 'no'} audio track{'' if count == 1 else 's'}, so there is no audio track {wanted}"
+        choice = f"Give one from 1 to {count}." if count > 1 else "Give none."
+        raise MediaError(info.path, f"has {there}", choice)
+    if info.audio_codecs[wanted - 1] == "none":
+        raise MediaError(info.path, f"audio track {wanted} is empty or of an unknown codec", "Give another or none.")
+    return wanted - 1
+
+
+def mono(channels: NDArray[np.int16]) -> tuple[NDArray[np.float32], bool]:
+    """The mean of channels (samples, C) as float32 (samples,) in [-1, 1], and whether they cancel each other out.
+
+    Of channels that do, as with a plug of which one wire is crossed, the louder is taken.
+    """
+    signal = channels.astype(np.float32) / np.float32(32768)
+    mixed: NDArray[np.float32] = signal.mean(axis=1)
+    power = np.square(signal).mean(axis=0)
+    loudest = int(power.argmax())
+    cancel = bool(np.abs(signal).max() > SILENT_PEAK and np.square(mixed).mean() < CANCELLING * power[loudest])
+    return (signal[:, loudest] if cancel else mixed), cancel
+
+
 def read_audio(
     info: VideoInfo,
     *,
+    track: int | None = None,
     start_s: float = 0.0,
     end_s: float | None = None,
     block: int = SAMPLE_RATE_HZ,
     stall_s: float = STALL_S,
 ) -> AudioReader:
-    """Open the first audio track of a known codec as float32 mono at 16 kHz, in blocks of `block` samples.
+    """Open an audio track, the `heard_track`, as float32 mono at 16 kHz, in blocks of `block` samples.
 
     The last block may be shorter. The first sample is the one at `start_s` on the container's clock, whenever the track
     starts: gaps and late starts are silence. A file without audio gives no block. Use it in a `with` block. Raises
-    `MediaError` if ffmpeg stands still or is killed.
+    `MediaError` if there is no such track, or ffmpeg stands still or is killed.
     """
-    return AudioReader(info, start_s=start_s, end_s=end_s, block=block, stall_s=stall_s)
+    return AudioReader(info, track=track, start_s=start_s, end_s=end_s, block=block, stall_s=stall_s)
 
 
 class AudioReader(Iterator[NDArray[np.float32]]):
     """The iterator that `read_audio` returns.
 
-    `samples`, `error_lines`, `last_error` and `failure` grow final at its end.
+    `samples`, `peak`, `cancelled`, `error_lines`, `last_error` and `failure` grow final at its end.
     """
 
-    def __init__(self, info: VideoInfo, *, start_s: float, end_s: float | None, block: int, stall_s: float) -> None:
+    def __init__(
+        self,
+        info: VideoInfo,
+        *,
+        track: int | None,
+        start_s: float,
+        end_s: float | None,
+        block: int,
+        stall_s: float,
+    ) -> None:
+        self.track = heard_track(info, track)  # from 0
         self.samples = 0  # given so far
+        self.peak = 0.0  # the largest of them, 0 to 1
+        self.cancelled = False  # channels somewhere cancelled each other out
         self.error_lines = 0  # lines that ffmpeg wrote about damage
         self.last_error = ""
         self.failure = ""  # how ffmpeg came to a bad end
         self._info = info
         self._stall_s = stall_s
         self._left = None if end_s is None else round((end_s - start_s) * SAMPLE_RATE_HZ)
-        self._buffer: NDArray[np.int16] = np.empty(block, np.int16)
-        self._finished = not info.has_audio
+        # of mono, which ffmpeg makes quieter in stereo, one channel
+        channels = 1 if self.track in info.mono_audio else 2
+        self._buffer: NDArray[np.int16] = np.empty((block, channels), np.int16)
+        self._finished = self.track is None
         self._processes: list[FfmpegProcess] = []
-        if info.has_audio:
+        if self.track is not None:
             seek_s = seek_point(start_s)
             self._skip = round((start_s - seek_s) * SAMPLE_RATE_HZ)
-            self._processes.append(FfmpegProcess(_decoding(info, seek_s), stall_s=stall_s))
+            self._processes.append(FfmpegProcess(_decoding(info, self.track, channels, seek_s), stall_s=stall_s))
             try:
                 # a decoder that reads on through pictures without sound is at work
                 decoder = self._processes[0]
@@ -150,12 +197,16 @@ class AudioReader(Iterator[NDArray[np.float32]]):
         if self._left is not None:
             self._left -= count
         self.samples += count
-        return self._buffer[:count].astype(np.float32) / np.float32(32768)
+        samples, cancelled = mono(self._buffer[:count])
+        self.peak = max(self.peak, float(np.abs(samples).max()))
+        self.cancelled |= cancelled
+        return samples
 
     def _read(self, limit: int | None) -> int:
         """Fill the buffer with at most `limit` samples; returns how many came."""
         wanted = len(self._buffer) if limit is None else min(limit, len(self._buffer))
-        return self._processes[1].read_into(memoryview(self._buffer.data)[:wanted].cast("B")) // 2 if wanted else 0
+        part = self._buffer[:wanted]
+        return self._processes[1].read_into(part.data.cast("B")) // part.strides[0] if wanted else 0
 
     def _finish(self) -> None:
         self._finished = True
@@ -202,12 +253,13 @@ class AudioReader(Iterator[NDArray[np.float32]]):
         self.close()
 
 
-def _decoding(info: VideoInfo, seek_s: float) -> list[str]:
+def _decoding(info: VideoInfo, track: int, channels: int, seek_s: float) -> list[str]:
     options = {"ss": f"{seek_s:.6f}"} if seek_s else {}
     source = open_input(info, **options)
     # 16-bit samples, as in the .wav files of AVSBench: bounded, and never NaN.
-    track = source[f"a:{audio_tracks(info)[0]}"]
-    sound = ffmpeg.output(track, "pipe:1", format="nut", acodec="pcm_s16le", ac=1, ar=SAMPLE_RATE_HZ)
+    sound = ffmpeg.output(
+        source[f"a:{track}"], "pipe:1", format="nut", acodec="pcm_s16le", ac=channels, ar=SAMPLE_RATE_HZ
+    )
     return command(on_container_clock(info, source, sound))
 
 

@@ -27,10 +27,13 @@ from avsseg.media.ffmpeg import (
 )
 
 HDR_TRANSFERS = frozenset({"smpte2084", "arib-std-b67"})  # PQ and HLG
+ALPHA_FORMATS = r", (?:yuva|gbrap|rgba|bgra|argb|abgr|ya\d|yaf|ayuv|vuya|uyva|pal8)"  # of pixels, with transparency
 
 # A recording cut before a far key frame, or whose sound begins late, says what its tracks are only after the 5 s or
 # 5 MB that ffmpeg looks at by default.
 FURTHER = {"analyzeduration": 60_000_000, "probesize": 100_000_000}  # microseconds, bytes
+
+TIMECODE = re.compile(r"timecode +: (\d\d:\d\d:\d\d[:;.]\d\d)$", flags=re.IGNORECASE)
 
 JPEGS_WITHIN = 1 << 24  # bytes, several pictures of 8K
 
@@ -72,6 +75,10 @@ class VideoInfo:
     )
     looked_further: bool = False  # what a track is did not show where ffmpeg looks by default
     picture_start_s: float = 0.0  # when the first picture comes
+    default_audio: int = 0  # the audio track that players play, from 0; of a known codec where there is one
+    mono_audio: tuple[int, ...] = ()  # the audio tracks with one channel
+    has_alpha: bool = False  # the picture has transparency of its own
+    timecode: str | None = None  # of the first frame, such as "01:00:00:00"
 
 
 def open_input(info: VideoInfo, **options: Any) -> Any:
@@ -128,6 +135,10 @@ def probe(path: Path | str, *, stall_s: float = STALL_S) -> VideoInfo:
         has_other_tracks=len(_tracks(described, r"\w+")) > len(audio[:1]) + 1,
         looked_further=looked_further,
         picture_start_s=_first_time(decoded),
+        default_audio=_default_audio(audio),
+        mono_audio=tuple(index for index, track in enumerate(audio) if re.search(r" Hz, (?:mono|1 channels)\b", track)),
+        timecode=next((m[1] for line in described if (m := TIMECODE.match(line))), None),
+        has_alpha=re.search(ALPHA_FORMATS, video) is not None,
     )
 
 
@@ -166,6 +177,12 @@ def _is_unknown(track: str) -> bool:
     return re.search(known, track) is None
 
 
+def _default_audio(audio: list[str]) -> int:
+    """The first track that can be decoded and that the container flags as the one to play, else the first such."""
+    known = [index for index, track in enumerate(audio) if not _is_unknown(track)]
+    return next((index for index in known if "(default)" in audio[index]), known[0] if known else 0)
+
+
 def _check_program(stall_s: float) -> None:
     """Raise `EnvironmentFault` if ffmpeg fails at the simplest picture there is: then no file is to blame."""
     picture = ffmpeg.input("pipe:0", format="rawvideo", pixel_format="gray", video_size=(16, 16))
@@ -190,7 +207,7 @@ def _check_file(path: Path) -> bytes:
     try:
         status = path.stat()
         if stat.S_ISDIR(status.st_mode):
-            raise MediaError(path, "is a folder, not a video", "Use -r to take the videos inside it.")
+            raise MediaError(path, "is a folder, not a video", "Name a file; `avsseg run -r` takes all videos inside.")
         if not stat.S_ISREG(status.st_mode):
             raise MediaError(path, "is not a regular file", "Save the stream to a file first.")
         with path.open("rb") as file:

@@ -39,9 +39,9 @@ class VideoRenderer:
     """Writes a video of `info`'s frames and of the masks that it is given, in order, through `write`.
 
     `style` says which: "overlay" is the video with `colour` laid over the masks at `opacity`; "matte" is the masks
-    alone, white on black, without sound; "cutout" is the video with the masks as its transparency (straight alpha: the
-    colours are those of the input everywhere). `colour` and `opacity` are for overlays, as is `captioned`: its masks
-    may come with names, which are drawn above what they name.
+    alone, white on black, without sound; "cutout" is the video with the masks as its transparency, times its own if it
+    has any (straight alpha: the colours are those of the input everywhere). `colour` and `opacity` are for overlays, as
+    is `captioned`: its masks may come with names, which are drawn above what they name.
 
     Mask k covers ``[start_s + k / rate, start_s + (k + 1) / rate)``; with ``interpolate="linear"`` the strength runs
     linearly between the middles of those intervals. The last mask stays to the end of the video, and masks beyond it

@@ -76,9 +76,11 @@ def rendering(
     warnings: list[str] = []
     if style != "matte":
         tracks, options, warnings = _audio(info, source, container, style, seek_s)
-        if info.is_hdr and not can_tone_map():
+        if info.is_hdr:
             warnings.append(
-                "the HDR picture is kept as it is in 8 bits and may look wrong; an ffmpeg with zscale maps it"
+                f"the HDR picture is mapped to SDR (bt709) in the {style}"
+                if can_tone_map()
+                else "the HDR picture is kept as it is in 8 bits and may look wrong; an ffmpeg with zscale maps it"
             )
     options.update(fps_mode="passthrough", max_muxing_queue_size=4096)
     options["max_error_rate"] = 1  # however damaged, what can be read is rendered
@@ -97,6 +99,8 @@ def rendering(
         options["t"] = f"{end_s - start_s:.6f}"
     if MUXERS[container] in ("mp4", "mov"):
         options["movflags"] = "+faststart"
+        if info.timecode and not start_s:
+            options["timecode"] = info.timecode
     output = ffmpeg.output(picture, *tracks, file_url(path), format=MUXERS[container], **options)
     if len(tracks) < len(audio_tracks(info)):
         # the masks are timed by all tracks
@@ -127,6 +131,10 @@ def _composed(info: VideoInfo, source: Any, masks: Any, style: Style, container:
     if style == "matte":
         return matte.filter("setparams", range="tv", color_primaries="bt709", color_trc="bt709", colorspace="bt709")
     alpha = matte.filter("format", "gray")  # as alpha has it: from 0, not from 16
+    if info.has_alpha:
+        own = source["V:0"].filter("alphaextract").filter("scale", info.width, info.height).filter("format", "gray")
+        own = own.filter("pad", info.width + right, info.height + bottom)
+        alpha = ffmpeg.filter([alpha, own], "blend", all_mode="multiply", shortest=1)
     depth = "yuva420p" if container == "webm" else "yuva444p10le"
     return (
         ffmpeg.filter([picture, alpha], "alphamerge", shortest=1)

@@ -19,13 +19,14 @@ from avsseg.errors import UsageError
 from avsseg.media.audio import (
     EXAMPLE_SAMPLES,
     SAMPLE_RATE_HZ,
+    SILENT_PEAK,
     AudioReader,
     example_start_s,
     log_mel,
     read_audio,
 )
 from avsseg.media.ffmpeg import STALL_S
-from avsseg.media.frames import FrameSampler, mask_times, sample_frames
+from avsseg.media.frames import FrameSampler, PictureEnd, audio_tracks, mask_times, sample_frames
 from avsseg.media.probe import VideoInfo
 
 WINDOWS_AHEAD = 1  # decoded and waiting while the model works on one
@@ -55,20 +56,30 @@ def clip_windows(
     overlap: int = 0,
     start_s: float = 0.0,
     end_s: float | None = None,
+    audio_track: int | None = None,
     stall_s: float = STALL_S,
 ) -> ClipWindows:
     """Open a stream of windows of at most `window` frames, each beginning `window - overlap` frames after the last.
 
-    Every frame is in at least one window; only the last window may be shorter. A thread fills one window while
-    `WINDOWS_AHEAD` wait, and nothing held grows with the length of the video. Use it in a `with` block.
+    Every frame is in at least one window; only the last window may be shorter. `audio_track` counts from 1; None is the
+    one that players play. A thread fills one window while `WINDOWS_AHEAD` wait, and nothing held grows with the length
+    of the video. Use it in a `with` block.
 
-    Raises `UsageError` for a senseless rate, range or overlap, `MediaError` if nothing can be decoded, or ffmpeg stands
-    still or is killed.
+    Raises `UsageError` for a senseless rate, range or overlap, `MediaError` if nothing can be decoded, there is no such
+    audio track, or ffmpeg stands still or is killed.
     """
     if window < 1 or not 0 <= overlap < window:
         raise UsageError(f"overlap {overlap} must be at least 0 and less than the window of {window} frames.")
     return ClipWindows(
-        info, rate=rate, size=size, window=window, overlap=overlap, start_s=start_s, end_s=end_s, stall_s=stall_s
+        info,
+        rate=rate,
+        size=size,
+        window=window,
+        overlap=overlap,
+        start_s=start_s,
+        end_s=end_s,
+        audio_track=audio_track,
+        stall_s=stall_s,
     )
 
 
@@ -76,9 +87,10 @@ class ClipWindows(Iterator[ClipWindow]):
     """The iterator that `clip_windows` returns.
 
     `expected` is the number of frames if the file tells the truth about its length, None if it does not say.
-    After the last window, `count` is the number of frames there were, `missing_s` the seconds that the file announces
-    but does not hold, `damaged` whether the decoder complained or came to a bad end, `warnings` the same in words, one
-    line each.
+    After the last window, `count` is the number of frames there were, `picture_end` where the picture ends (None if it
+    goes on), `missing_s` the seconds that the file announces but does not hold, `damaged` whether the decoder
+    complained or came to a bad end, `warnings` the same in words, one line each, and `notes` what is odd about a whole
+    file.
     """
 
     def __init__(
@@ -91,6 +103,7 @@ class ClipWindows(Iterator[ClipWindow]):
         overlap: int,
         start_s: float,
         end_s: float | None,
+        audio_track: int | None,
         stall_s: float,
     ) -> None:
         self.expected = mask_times(info, rate=rate, start_s=start_s, end_s=end_s)
@@ -98,9 +111,11 @@ class ClipWindows(Iterator[ClipWindow]):
         self.missing_s = 0.0
         self.damaged = False
         self.warnings: tuple[str, ...] = ()
+        self.notes: tuple[str, ...] = ()
+        self.picture_end: PictureEnd | None = None
         frames = sample_frames(info, rate=rate, size=size, start_s=start_s, end_s=end_s, stall_s=stall_s)
         try:
-            sound = read_audio(info, start_s=max(0.0, start_s - 0.5), stall_s=stall_s)
+            sound = read_audio(info, track=audio_track, start_s=max(0.0, start_s - 0.5), stall_s=stall_s)
         except BaseException:
             frames.close()
             raise
@@ -120,6 +135,7 @@ class ClipWindows(Iterator[ClipWindow]):
             raise item
         if item is not None:
             self.missing_s, self.damaged, self.warnings = item.missing_s, item.damaged, item.warnings
+            self.notes, self.picture_end = item.notes, item.picture_end
         raise StopIteration
 
     def close(self) -> None:
@@ -140,6 +156,8 @@ class _Summary:
     missing_s: float
     damaged: bool
     warnings: tuple[str, ...]
+    notes: tuple[str, ...]
+    picture_end: PictureEnd | None
 
 
 class _Decoder:
@@ -261,7 +279,25 @@ class _Decoder:
         damaged = bool(
             complained or unheard or self._frames.failure or self._frames.stands_still or self._sound.failure
         )
-        return _Summary(missing_s, damaged, tuple(warnings))
+        notes = self._notes(None if missing_s or self._frames.stands_still else length_s)
+        return _Summary(missing_s, damaged, tuple(warnings), notes, self._frames.picture_end)
+
+    def _notes(self, length_s: float | None) -> tuple[str, ...]:
+        """What is odd about a file of that length, if that is to be believed, and no damage."""
+        info, sound, end = self._info, self._sound, self._frames.picture_end
+        notes = []
+        if end is not None and length_s is not None and length_s - end.time_s > 1 / self._rate:
+            longest = "the sound" if info.has_audio and not info.has_other_tracks else "another track"
+            notes.append(f"the picture ends at {end.time_s:.1f} s, {longest} at {length_s:.1f} s")
+        if sound.cancelled:
+            notes.append("the channels of the sound cancel each other out; the louder one is heard")
+        others = [str(track + 1) for track in audio_tracks(info) if track != sound.track]
+        if sound.track is not None and sound.samples and sound.peak < SILENT_PEAK and others:
+            notes.append(
+                f"audio track {sound.track + 1} is silent, and there {'are tracks' if others[1:] else 'is track'} "
+                f"{', '.join(others)}; --audio-track chooses"
+            )
+        return tuple(notes)
 
 
 def _complaints(lines: int, last: str) -> str:

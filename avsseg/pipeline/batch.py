@@ -38,7 +38,7 @@ class InputResult:
 
     Attributes:
         outputs: the finished results, also of an input that failed after them; of a skipped one those already there.
-        duration_s: the declared duration of the video, if known.
+        duration_s: the length that the file declares, which is that of its longest track, if known.
         masks: how many masks were made.
         seconds: wall time spent.
         warnings: what the user should know about the results.
@@ -245,7 +245,7 @@ def make_results(
         error = ""
         for writer in writers:
             try:
-                finished += writer.finish()
+                finished += writer.finish(track.picture_end)
             except (MediaError, OutputError) as fault:
                 error = error or str(fault)  # the other results stay, and are reported
     return InputResult(
@@ -339,6 +339,7 @@ def track_settings(track: MaskTrack, options: SegmentOptions, output_options: Ou
         overlap=options.overlap,
         start_s=options.start_s,
         end_s=options.end_s,
+        audio_track=options.audio_track,
         precision=track.precision,
         threshold=output_options.threshold,
         avsseg_version=__version__,

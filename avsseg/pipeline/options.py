@@ -30,6 +30,7 @@ class SegmentOptions:
         window: masks the model sees at once.
         overlap: masks that neighbouring windows share; their probabilities are cross-faded.
         start_s, end_s: the part of the video to segment, in seconds on the container's clock; None is its end.
+        audio_track: which is listened to, from 1; None is the one that players play.
         precision: "auto" is float32 on the CPU and bfloat16 autocast on CUDA.
 
     Raises:
@@ -42,6 +43,7 @@ class SegmentOptions:
     overlap: int = 2
     start_s: float = 0.0
     end_s: float | None = None
+    audio_track: int | None = None
     precision: Precision = "auto"
 
     def __post_init__(self) -> None:
@@ -58,6 +60,8 @@ class SegmentOptions:
             raise UsageError(f"start is {self.start_s} s; it must be 0 or later")
         if self.end_s is not None and not self.end_s > self.start_s:
             raise UsageError(f"end is {self.end_s} s; it must be later than start, {self.start_s} s")
+        if self.audio_track is not None and self.audio_track < 1:
+            raise UsageError(f"audio track is {self.audio_track}; it must be 1 or more")
 
 
 @dataclass(frozen=True)

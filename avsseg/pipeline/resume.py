@@ -45,6 +45,7 @@ def settings_of(segment_options: SegmentOptions, output_options: OutputOptions) 
         "overlap": segment_options.overlap,
         "start_s": segment_options.start_s,
         "end_s": segment_options.end_s,
+        "audio_track": segment_options.audio_track,
         "precision": segment_options.precision,
         "threshold": output_options.threshold,
         "interpolate": output_options.interpolate,

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from avsseg.errors import EnvironmentFault, UsageError
+from avsseg.errors import EnvironmentFault, UsageError, printable
 from avsseg.media.probe import VideoInfo, probe
 from avsseg.media.windows import clip_windows
 from avsseg.ops import cpu
@@ -24,6 +24,7 @@ from avsseg.weights import load_model
 from avsseg.weights.registry import DEFAULT_MODEL
 
 if TYPE_CHECKING:
+    from avsseg.media.frames import PictureEnd
     from avsseg.weights import LoadedModel
 
 
@@ -49,7 +50,9 @@ class MaskTrack(Iterator[Mask]):
     """The masks of one video, in order, computed as they are asked for.
 
     A context manager: leaving it stops the decoding. `total` is the number of masks if the file tells the truth about
-    its length, None if it does not say. `damage` says, once the track is exhausted, what could not be read.
+    its length, None if it does not say. Once the track is exhausted, `damage` says what could not be read,
+    `picture_end` where the picture ends, if that was reached, and `total` is the number that there were, unless some
+    are missing.
     """
 
     def __init__(self, info: VideoInfo, loaded: LoadedModel, options: SegmentOptions, device: torch.device) -> None:
@@ -62,6 +65,9 @@ class MaskTrack(Iterator[Mask]):
         self.size = options.size or loaded.input_size
         self.precision = resolve_precision(options.precision, device)
         self.damage: tuple[str, ...] = ()
+        self.picture_end: PictureEnd | None = None
+        self._notes: tuple[str, ...] = ()
+        self._exhausted = self._closed = False
         self._windows = clip_windows(
             info,
             rate=options.rate,
@@ -70,20 +76,24 @@ class MaskTrack(Iterator[Mask]):
             overlap=options.overlap,
             start_s=options.start_s,
             end_s=options.end_s,
+            audio_track=options.audio_track,
         )
         self.total = self._windows.expected
         self._masks = self._segment(loaded, device)
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """What the user should know of the model, of the file, and of the damage found while reading it."""
+        """What the user should know of the model and the file, and of what was found while reading it."""
         untrained = () if self.trained else (f"{self.model_name} was never trained: these masks are noise",)
-        return (*untrained, *self.info.warnings, *self.damage)
+        return (*untrained, *self.info.warnings, *self._notes, *self.damage)
 
     def __iter__(self) -> MaskTrack:
         return self
 
     def __next__(self) -> Mask:
+        """Raises `ValueError` if the track was closed before its end."""
+        if self._closed and not self._exhausted:
+            raise ValueError(f"the masks of {printable(self.info.path)} were closed before their end")
         return next(self._masks)
 
     def __enter__(self) -> MaskTrack:
@@ -94,12 +104,17 @@ class MaskTrack(Iterator[Mask]):
 
     def close(self) -> None:
         """Stops decoding and frees the processes behind it."""
+        self._closed = True
         self._masks.close()
         self._windows.close()
 
     def _segment(self, loaded: LoadedModel, device: torch.device) -> Generator[Mask, None, None]:
         yield from blend_windows(WindowScorer(loaded, device, self.precision).score(self._windows))
-        self.damage = self._windows.warnings
+        windows = self._windows
+        self.damage, self._notes, self.picture_end = windows.warnings, windows.notes, windows.picture_end
+        if not windows.missing_s:
+            self.total = windows.count
+        self._exhausted = True
 
 
 def segment(
@@ -115,12 +130,12 @@ def segment(
     Args:
         path: a video file, or what `probe` said about it.
         model: the name of a released model, a weights file, or a loaded model (then the next argument is not used).
-        options: rate, size, window, overlap, start, end and precision; None is the defaults.
+        options: rate, size, window, overlap, start, end, audio track and precision; None is the defaults.
         allow_untrained: accept weights that were never trained.
         device: "auto", "cpu", "cuda", "cuda:N" or "mps".
 
     Raises:
-        MediaError: the file cannot be read or has no picture.
+        MediaError: the file cannot be read, or has no picture or no such audio track.
         WeightsError: the weights are missing, damaged or untrained.
         EnvironmentFault: no ffmpeg, or no such device.
         UsageError: an option is out of its bounds.

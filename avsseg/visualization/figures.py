@@ -74,6 +74,8 @@ class Visualization:
         self._segment_options = segment_options
         self._options = options
         self._truth: TruthMasks | None = truth_masks(options.truth) if options.truth is not None else None
+        if self._truth is not None:
+            self._truth.check_shape(info)
         self._total = mask_times(info, rate=rate, start_s=start_s, end_s=end_s)
         self._listener = listener
         if options.at_s:

@@ -12,7 +12,10 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from avsseg.errors import DataError, printable
+from avsseg.media.probe import VideoInfo
 from avsseg.writers.base import MASK_FOLDER_MARK, of_the_system
+
+SHAPE_TOLERANCE = 0.05  # sides of small pictures are rounded
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,21 @@ class TruthMasks:
             if start_s <= time_s < end_s:
                 return _read_mask(path)
         return None
+
+    def check_shape(self, info: VideoInfo) -> None:
+        """Raises DataError if the first mask has another shape than the video's picture.
+
+        Squares are taken for pictures squashed to one, as AVSBench's are.
+        """
+        for path in self.paths[:1]:
+            height, width = _read_mask(path).shape
+            shown = float(info.width * info.sample_aspect_ratio / info.height)
+            fitting = (1.0, info.width / info.height, shown)
+            if all(abs(width / height / aspect - 1) > SHAPE_TOLERANCE for aspect in fitting):
+                raise DataError(
+                    f"{printable(path)}: is {width}x{height}, another shape than the picture of "
+                    f"{printable(info.path)}, {info.width}x{info.height}. Give --truth the masks of that video"
+                )
 
 
 def truth_masks(folder: Path) -> TruthMasks:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from avsseg.media.frames import PictureEnd
     from avsseg.media.probe import VideoInfo
     from avsseg.pipeline.segment import Mask
 
@@ -49,6 +50,7 @@ class TrackSettings:
         size: side in pixels of the square the model saw.
         window, overlap: masks the model saw at once, and those shared by neighbouring windows.
         start_s, end_s: the segmented part in seconds; None is the end of the video.
+        audio_track: the one that was asked for, from 1; None is the one that players play.
         precision: "fp32", "bf16" or "fp16".
         threshold: probability above which a pixel sounds; for a model with one class.
         avsseg_version: version of this package.
@@ -68,6 +70,7 @@ class TrackSettings:
     threshold: float
     avsseg_version: str
     heard: tuple[str, ...] = ()
+    audio_track: int | None = None
 
     def as_json(self) -> dict[str, object]:
         return asdict(self)
@@ -98,10 +101,10 @@ class TrackSettings:
 class Writer(Protocol):
     """One result of one video.
 
-    `open`, then `write` for each mask in order, then either `finish`, which makes the result appear under its final
-    name, or `abort`, which leaves nothing; `abort` may be called at any time, also after `finish`, and then does
-    nothing. All raise `OutputError` when the disk refuses. `warnings`, complete after `finish`, says what the user
-    should know about the result.
+    `open`, then `write` for each mask in order, then either `finish`, which is told where the picture ends, if that is
+    known, and makes the result appear under its final name, or `abort`, which leaves nothing; `abort` may be called at
+    any time, also after `finish`, and then does nothing. All raise `OutputError` when the disk refuses. `warnings`,
+    complete after `finish`, says what the user should know about the result.
     """
 
     warnings: tuple[str, ...]
@@ -110,7 +113,7 @@ class Writer(Protocol):
 
     def write(self, mask: Mask) -> None: ...
 
-    def finish(self) -> list[Path]: ...
+    def finish(self, picture_end: PictureEnd | None = None) -> list[Path]: ...
 
     def abort(self) -> None: ...
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +20,7 @@ from avsseg.writers.masks import frame_index, mask_file_name
 from avsseg.writers.naming import final_categories
 
 if TYPE_CHECKING:
+    from avsseg.media.frames import PictureEnd
     from avsseg.media.probe import VideoInfo
     from avsseg.pipeline.segment import Mask
 
@@ -33,7 +34,7 @@ class CocoWriter:
         self.target = target
         self.warnings: tuple[str, ...] = ()
         self._output: PartialOutput | None = None
-        self._images: list[dict[str, object]] = []
+        self._images: list[dict[str, Any]] = []
         self._annotations: list[dict[str, object]] = []
         self._categories: list[tuple[int, int]] = []
 
@@ -51,7 +52,6 @@ class CocoWriter:
             {
                 "id": image_id,
                 "video_id": VIDEO_ID,
-                "frame_index": frame_index(mask.timestamp_s, mask.index, info),
                 "timestamp": mask.timestamp_s,
                 "file_name": mask_file_name(mask.index, info, self._settings),
                 "width": info.width,
@@ -71,13 +71,15 @@ class CocoWriter:
                 }
             )
 
-    def finish(self) -> list[Path]:
+    def finish(self, picture_end: PictureEnd | None = None) -> list[Path]:
         assert self._output is not None
         info = self._info
         categories = final_categories(self._settings, self._categories)
         for annotation, category in zip(self._annotations, categories, strict=True):
             # datumaro and CVAT keep a track only from the attributes
             annotation.update(category_id=category, track_id=category, attributes={"track_id": category})
+        for index, image in enumerate(self._images):
+            image["frame_index"] = frame_index(image["timestamp"], index, info, picture_end)
         document = {
             "info": {"description": f"Sounding pixels of {info.path.name}", **self._settings.as_json()},
             "videos": [

@@ -23,6 +23,7 @@ from avsseg.writers.labels import label_map
 from avsseg.writers.naming import final_categories
 
 if TYPE_CHECKING:
+    from avsseg.media.frames import PictureEnd
     from avsseg.media.probe import VideoInfo
     from avsseg.pipeline.segment import Mask
 
@@ -63,15 +64,16 @@ class IntervalWriter:
                 category = self._settings.category(label, mask.heard)
                 self._marked.append(_Marked(category, mask.index, area, score(mask.probability, label, threshold)))
 
-    def finish(self) -> list[Path]:
+    def finish(self, picture_end: PictureEnd | None = None) -> list[Path]:
         assert self._output is not None
         categories = final_categories(self._settings, [(one.index, one.category) for one in self._marked])
         marked = [replace(one, category=category) for one, category in zip(self._marked, categories, strict=True)]
         stretches = sorted(_stretches(marked), key=lambda stretch: (stretch[0].index, stretch[0].category))
+        end_s = self._info.duration_s if picture_end is None else picture_end.time_s
         with output_errors(self.target), self._output.path.open("w", encoding="utf-8", newline="") as file:
             lines = csv.writer(file, lineterminator="\n")
             lines.writerow(COLUMNS)
-            lines.writerows(self._line(stretch) for stretch in stretches)
+            lines.writerows(self._line(stretch, end_s) for stretch in stretches)
         self._output.commit()
         self._output = None
         return [self.target]
@@ -81,12 +83,12 @@ class IntervalWriter:
             self._output.discard()
             self._output = None
 
-    def _line(self, stretch: Sequence[_Marked]) -> list[str]:
+    def _line(self, stretch: Sequence[_Marked], picture_end_s: float | None) -> list[str]:
         settings, first, last = self._settings, stretch[0].index, stretch[-1].index
         end_s = settings.start_s + (last + 1) / settings.rate
-        # the last mask stands for the rest of the video, which may be shorter than its interval; an end before that
+        # the last mask stands for the rest of the picture, which may be shorter than its interval; an end before that
         # mask is one that a header announces too early
-        for limit in (settings.end_s, self._info.duration_s):
+        for limit in (settings.end_s, picture_end_s):
             if limit is not None and limit > settings.start_s + last / settings.rate:
                 end_s = min(end_s, limit)
         return [

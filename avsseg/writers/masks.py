@@ -19,6 +19,7 @@ from avsseg.writers.labels import label_map, marked_labels
 from avsseg.writers.naming import final_categories
 
 if TYPE_CHECKING:
+    from avsseg.media.frames import PictureEnd
     from avsseg.media.probe import VideoInfo
     from avsseg.pipeline.segment import Mask
 
@@ -32,16 +33,24 @@ def mask_file_name(index: int, info: VideoInfo, settings: TrackSettings) -> str:
     return f"{index:0{max(5, len(str(last)))}d}.png"
 
 
-def frame_index(timestamp_s: float, index: int, info: VideoInfo) -> int:
-    """The source frame on screen then, by the average rate; the mask's own index when that rate is unknown."""
+def frame_index(timestamp_s: float, index: int, info: VideoInfo, end: PictureEnd | None) -> int:
+    """The source frame on screen then, by the average rate; the mask's own index when that rate is unknown.
+
+    After the `end` of the picture it is the last frame.
+    """
     if not info.frame_rate:
         return index
     since_first_s = timestamp_s - info.picture_start_s
     # a frame's own timestamp may round to just below it; before the first one that one is shown
     shown = max(0, math.floor(since_first_s * info.frame_rate + 1e-6))
-    if info.duration_s is None:
+    end_s = info.duration_s if end is None else end.time_s
+    if end is not None and end.frames is not None:
+        count = end.frames
+    elif end_s is not None:
+        count = round((end_s - info.picture_start_s) * info.frame_rate)
+    else:
         return shown
-    return min(shown, max(0, math.ceil((info.duration_s - info.picture_start_s) * info.frame_rate - 1e-6) - 1))
+    return min(shown, max(0, count - 1))
 
 
 def voc_palette() -> list[int]:
@@ -87,11 +96,10 @@ class MaskFolderWriter:
                 "file_name": name,
                 "index": mask.index,
                 "timestamp": mask.timestamp_s,
-                "frame_index": frame_index(mask.timestamp_s, mask.index, self._info),
             }
         )
 
-    def finish(self) -> list[Path]:
+    def finish(self, picture_end: PictureEnd | None = None) -> list[Path]:
         assert self._output is not None
         categories = final_categories(self._settings, self._marked)
         names: dict[int, list[str]] = {}
@@ -106,7 +114,14 @@ class MaskFolderWriter:
                 for label, name in self._settings.foreground().items()
             },
             "settings": self._settings.as_json(),
-            "masks": [{**entry, "categories": names.get(entry["index"], [])} for entry in self._entries],
+            "masks": [
+                {
+                    **entry,
+                    "frame_index": frame_index(entry["timestamp"], entry["index"], self._info, picture_end),
+                    "categories": names.get(entry["index"], []),
+                }
+                for entry in self._entries
+            ],
         }
         listing = self._output.path / MASK_FOLDER_MARK
         with output_errors(self.target):

@@ -17,6 +17,7 @@ from avsseg.writers.labels import label_map, marked_labels
 from avsseg.writers.naming import reach
 
 if TYPE_CHECKING:
+    from avsseg.media.frames import PictureEnd
     from avsseg.media.probe import VideoInfo
     from avsseg.pipeline.segment import Mask
 
@@ -60,7 +61,7 @@ class VideoWriter:
         with output_errors(self.target):
             self._renderer.write(mask_alpha(mask.probability, self._settings.threshold), captions)
 
-    def finish(self) -> list[Path]:
+    def finish(self, picture_end: PictureEnd | None = None) -> list[Path]:
         assert self._output is not None
         assert self._renderer is not None
         with output_errors(self.target):

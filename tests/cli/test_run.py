@@ -189,6 +189,7 @@ def test_a_dry_run_names_a_missing_input_as_failed(
         (["--overlap", "10"], "overlap is 10"),
         (["--start", "later"], "'later' is not a time"),
         (["--start", "5", "--end", "4"], "end is 4.0 s"),
+        (["--audio-track", "0"], "audio track is 0; it must be 1 or more"),
         (["--device", "tpu"], "--device tpu"),
         (["--format", "gif"], "--format gif: unknown format"),
     ],
@@ -232,3 +233,11 @@ def test_times_are_seconds_or_hours_minutes_seconds(text: str, seconds: float) -
 def test_other_times_are_refused(text: str) -> None:
     with pytest.raises(UsageError, match="is not a time"):
         parse_time(text)
+
+
+def test_the_audio_track_can_be_chosen(
+    avsseg_main: Callable[..., CompletedProcess[str]], clip: Path, tmp_path: Path
+) -> None:
+    outcome = avsseg_main("run", clip, "--out", tmp_path / "o.json", "--audio-track", "2", *SMALL)
+    assert outcome.returncode == 1
+    assert "has 1 audio track, so there is no audio track 2. Give none." in outcome.stderr

@@ -133,6 +133,18 @@ def test_wrong_command_lines_make_nothing(avsseg_main: Main, clip: Path, untrain
     assert list(tmp_path.iterdir()) == []
 
 
+def test_truth_of_another_shape_is_an_error(
+    avsseg_main: Main, clip: Path, untrained_file: Path, truth: Path, tmp_path: Path
+) -> None:
+    for path in truth.iterdir():
+        Image.new("L", (60, 80)).save(path)
+    out = tmp_path / "panel.png"
+    outcome = avsseg_main("visualize", clip, "--out", out, "--model", untrained_file, *SMALL, "--truth", truth)
+    assert outcome.returncode == 1
+    assert "1.png: is 60x80, another shape than the picture of" in outcome.stderr
+    assert not out.exists()
+
+
 def test_out_of_memory_names_the_video_and_leaves_nothing(
     avsseg_main: Main, clip: Path, untrained_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -198,3 +198,53 @@ def test_a_decoder_that_stands_still_is_an_error(beep, standing_ffmpeg):
     standing_ffmpeg()
     with read_audio(info, stall_s=0.2) as blocks, pytest.raises(MediaError, match=r"stood still for 0\.2 s"):
         next(blocks)
+
+
+TONE = ("-f", "lavfi", "-i", "aevalsrc='0.5*sin(2*PI*440*t)':d=2:s=44100")
+SILENCE = ("-f", "lavfi", "-i", "anullsrc=channel_layout=mono:sample_rate=44100:d=2")
+
+
+@pytest.fixture
+def two_tracks(encode_barcodes, tmp_path) -> Path:
+    """Silence, then a tone, neither of them flagged."""
+    path = tmp_path / "two.mkv"
+    tracks = ("-map", "0", "-map", "1", "-map", "2", "-c:a", "flac", "-disposition:a", "0")
+    encode_barcodes(path, 60, "-c:v", "ffv1", *tracks, inputs=(*SILENCE, *TONE))
+    return path
+
+
+def test_the_track_that_was_asked_for_is_heard(each_ffmpeg, two_tracks):
+    assert np.abs(heard(two_tracks)).max() == 0
+    assert np.abs(heard(two_tracks, track=1)).max() == 0
+    assert np.abs(heard(two_tracks, track=2)).max() == pytest.approx(0.5, abs=0.01)
+
+
+def test_a_track_that_is_flagged_is_heard_before_the_first(each_ffmpeg, two_tracks, run, tmp_path):
+    run("-i", two_tracks, "-map", "0", "-c", "copy", "-disposition:a:1", "default", tmp_path / "flagged.mkv")
+    assert np.abs(heard(tmp_path / "flagged.mkv")).max() == pytest.approx(0.5, abs=0.01)
+
+
+def test_a_track_that_is_not_there_is_an_error(two_tracks, barcode_video):
+    with pytest.raises(MediaError, match=r"has 2 audio tracks, so there is no audio track 3\. Give one from 1 to 2\."):
+        read_audio(probe(two_tracks), track=3)
+    with pytest.raises(MediaError, match=r"has no audio tracks, so there is no audio track 1\. Give none\."):
+        read_audio(probe(barcode_video("short").path), track=1)
+
+
+@pytest.mark.parametrize(
+    ("channels", "peak"), [("s|-s", 0.5), ("s|-0.95*s", 0.5), ("s|s", 0.5), ("s|0", 0.25), ("s", 0.5)]
+)
+def test_channels_that_cancel_each_other_out_are_heard_all_the_same(
+    channels, peak, each_ffmpeg, encode_barcodes, tmp_path
+):
+    tone = channels.replace("s", "0.5*sin(2*PI*440*t)")
+    path = tmp_path / "channels.mkv"
+    encode_barcodes(
+        path, 60, "-c:v", "ffv1", "-c:a", "pcm_s16le", inputs=("-f", "lavfi", "-i", f"aevalsrc='{tone}':d=2:s=16000")
+    )
+    with read_audio(probe(path)) as sound:
+        samples = np.concatenate(list(sound))
+    assert np.abs(samples).max() == sound.peak == pytest.approx(peak, abs=0.001)
+    assert sound.cancelled == ("-" in channels)
+    wave = np.sin(2 * np.pi * 440 * np.arange(2 * SAMPLE_RATE_HZ) / SAMPLE_RATE_HZ)
+    assert np.abs(samples - peak * wave).max() < 0.001

@@ -1,19 +1,21 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import gc
 import math
 import os
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from avsseg.errors import MediaError, UsageError
+from avsseg.errors import EnvironmentFault, MediaError, UsageError
 from avsseg.media.ffmpeg import find_ffmpeg
-from avsseg.media.frames import mask_times, sample_frames, tone_map
+from avsseg.media.frames import PictureEnd, mask_times, sample_frames, tone_map
 from avsseg.media.probe import VideoInfo, probe
 
 READABLE = [
@@ -75,6 +77,52 @@ def test_a_slow_rate_has_one_frame_for_each_started_interval(barcode_video, read
     video = barcode_video("plain")
     with sample_frames(probe(video.path), rate=0.5, size=64) as frames:
         assert [read_barcode(frame) for frame in frames] == [30, 90]
+
+
+@pytest.mark.parametrize("name", READABLE)
+def test_the_end_of_the_picture_is_that_of_its_last_frame(name, each_ffmpeg, barcode_video):
+    video = barcode_video(name)
+    with sample_frames(probe(video.path), size=64) as frames:
+        assert frames.picture_end is None
+        list(frames)
+    assert frames.picture_end == PictureEnd(pytest.approx(video.end_s, abs=0.002), len(video.times))
+
+
+@pytest.mark.parametrize(
+    ("name", "start_s", "end_s", "end"),
+    [
+        ("long", 12.3, None, PictureEnd(25.0, None)),
+        ("long", 12.3, 18.0, None),
+        ("long", 0.0, 25.0, PictureEnd(25.0, 750)),
+        ("sound_outlasts", 0.0, 1.5, PictureEnd(2.0, 60)),  # both masks that there are, of 3.4 s of sound
+    ],
+)
+def test_the_end_of_the_picture_is_known_where_it_was_reached(name, start_s, end_s, end, each_ffmpeg, barcode_video):
+    with sample_frames(probe(barcode_video(name).path), size=64, start_s=start_s, end_s=end_s) as frames:
+        list(frames)
+    assert frames.picture_end == end
+
+
+def test_a_full_temporary_folder_is_an_environment_fault(barcode_video, monkeypatch):
+    info = probe(barcode_video("short").path)
+
+    def full(**_: object) -> str:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("tempfile.mkdtemp", full)
+    with pytest.raises(EnvironmentFault, match=r"No space left on device.*TMPDIR"):
+        sample_frames(info)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="open files keep their names")
+def test_a_sampler_that_is_killed_leaves_no_file_behind(barcode_video, tmp_path):
+    program = (
+        "import os, sys; from avsseg.media.frames import sample_frames; from avsseg.media.probe import probe; "
+        "next(sample_frames(probe(sys.argv[1]))); os.kill(os.getpid(), 9)"
+    )
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    subprocess.run([sys.executable, "-c", program, barcode_video("plain").path], env=environment, check=False)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_frames_are_square_rgb_of_the_size_asked_for(make_video: Callable[..., Path], tmp_path):

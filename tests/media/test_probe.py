@@ -47,6 +47,34 @@ def test_every_audio_track_is_counted(each_ffmpeg, encode_barcodes, tmp_path):
     assert info.warnings == ()
 
 
+@pytest.mark.parametrize(("flags", "played"), [(("0", "default"), 1), (("default", "default"), 0), (("0", "0"), 0)])
+def test_the_track_flagged_as_default_is_the_one_that_players_play(
+    flags, played, each_ffmpeg, encode_barcodes, tmp_path
+):
+    path = tmp_path / "tracks.mkv"
+    sounds = ("-f", "lavfi", "-i", "sine=duration=1", "-f", "lavfi", "-i", "anullsrc=channel_layout=stereo:d=1")
+    tracks = ("-map", "0", "-map", "1", "-map", "2", "-c:a", "flac")
+    flagged = (option for index, flag in enumerate(flags) for option in (f"-disposition:a:{index}", flag))
+    encode_barcodes(path, 30, "-c:v", "ffv1", *tracks, *flagged, inputs=sounds)
+    info = probe(path)
+    assert (info.default_audio, info.mono_audio) == (played, (0,))
+
+
+@pytest.mark.parametrize(
+    ("pixels", "codec", "has_alpha"),
+    [
+        ("yuva444p10le", "prores_ks", True),
+        ("argb", "qtrle", True),
+        ("rgb24", "qtrle", False),
+        ("yuv420p", "ffv1", False),
+    ],
+)
+def test_transparency_is_seen(pixels, codec, has_alpha, each_ffmpeg, encode_barcodes, tmp_path):
+    path = tmp_path / "picture.mov"
+    encode_barcodes(path, 3, "-c:v", codec, "-pix_fmt", pixels, "-strict", "-2")
+    assert probe(path).has_alpha == has_alpha
+
+
 def test_hundreds_of_chapters_hide_no_track(each_ffmpeg, encode_barcodes, run, tmp_path):
     plain, path, chapters = tmp_path / "plain.mkv", tmp_path / "chapters.mkv", tmp_path / "chapters.txt"
     encode_barcodes(plain, 60, "-c:v", "ffv1", "-c:a", "flac", inputs=("-f", "lavfi", "-i", "sine=duration=2"))
@@ -110,7 +138,7 @@ def test_a_missing_file(tmp_path):
 
 
 def test_a_folder(tmp_path):
-    assert "is a folder" in error_of(tmp_path)
+    assert "is a folder, not a video. Name a file; `avsseg run -r` takes all" in error_of(tmp_path)
 
 
 def test_an_empty_file(tmp_path):

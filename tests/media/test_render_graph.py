@@ -184,7 +184,7 @@ def test_an_hdr_picture_becomes_an_ordinary_one(each_ffmpeg, hdr_video, tmp_path
         renderer.write(strip(0.0))
     made = probe(tmp_path / "overlay.mp4")
     assert (made.is_hdr, made.color_transfer, made.color_space) == (False, "bt709", "bt709")
-    assert renderer.warnings == ()
+    assert renderer.warnings == ("the HDR picture is mapped to SDR (bt709) in the overlay",)
     with sample_frames(info, size=96) as mapped, sample_frames(made, size=96) as shown:
         assert abs(next(mapped).astype(int) - next(shown)).mean() < 4
 
@@ -209,3 +209,32 @@ def test_no_encoder_at_all_is_an_error(barcode_video, tmp_path, monkeypatch, str
     monkeypatch.setattr("avsseg.media.render_graph.encoders", lambda: frozenset())
     with pytest.raises(EnvironmentFault, match=r"no encoder for a \.webm"):
         render(probe(barcode_video("plain").path), tmp_path / "overlay.webm", strengths(4))
+
+
+@pytest.mark.parametrize("suffix", ["mov", "mkv", "webm"])
+@pytest.mark.parametrize(("width", "height"), [(160, 96), (159, 95)])
+def test_a_cutout_keeps_the_transparency_of_its_video(
+    suffix, width, height, each_ffmpeg, encode_barcodes, tmp_path, render
+):
+    source = tmp_path / "holes.mov"
+    half = f"format=rgba,crop={width}:{height},geq=r='r(X,Y)':g='g(X,Y)':b='b(X,Y)':a='if(lt(X,80),0,200)'"
+    encode_barcodes(source, 30, "-vf", f"{half},format=argb", "-c:v", "qtrle")
+    made = render(probe(source), tmp_path / f"cutout.{suffix}", [1.0], style="cutout", colour=(255, 255, 255))
+    decoder = ["-c:v", "libvpx-vp9"] if suffix == "webm" else []
+    program = [str(find_ffmpeg().path), "-v", "error", "-nostdin", *decoder, "-i", str(made), "-frames:v", "1"]
+    arguments = ["-vf", "format=yuva444p,extractplanes=a", "-f", "rawvideo", "-pix_fmt", "gray", "pipe:1"]
+    pixels = subprocess.run([*program, *arguments], check=True, stdout=subprocess.PIPE).stdout
+    alpha = np.frombuffer(pixels, np.uint8).reshape(height, width).astype(int)
+    assert abs(alpha[70:90, :70]).max() < 6
+    assert abs(alpha[70:90, 90:] - 200).max() < 6
+    assert abs(alpha[:50]).max() < 6  # where the mask has nothing
+
+
+@pytest.mark.parametrize(("name", "style"), [("a.mov", "overlay"), ("a.mp4", "matte"), ("c.mov", "cutout")])
+def test_the_timecode_is_kept_from_the_beginning(name, style, each_ffmpeg, encode_barcodes, tmp_path, render):
+    source = tmp_path / "camera.mov"
+    encode_barcodes(source, 60, "-c:v", "libx264", "-timecode", "01:02:03:04")
+    info = probe(source)
+    assert info.timecode == "01:02:03:04"
+    assert probe(render(info, tmp_path / name, [1.0, 1.0], style=style)).timecode == "01:02:03:04"
+    assert probe(render(info, tmp_path / f"late_{name}", [1.0], style=style, start_s=1.0)).timecode is None

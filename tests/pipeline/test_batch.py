@@ -15,7 +15,7 @@ from PIL import Image
 from pycocotools.coco import COCO
 
 from avsseg.errors import EnvironmentFault, OutputError, WeightsError
-from avsseg.media.frames import sample_frames
+from avsseg.media.frames import PictureEnd, sample_frames
 from avsseg.media.probe import probe
 from avsseg.media.windows import ClipWindow
 from avsseg.pipeline import batch, scoring
@@ -94,6 +94,28 @@ def test_all_formats_of_a_video_come_from_one_pass_and_agree(clip: Path, tmp_pat
         assert np.array_equal(mask * 255, picture)
 
 
+def test_results_end_with_the_picture_and_not_with_the_sound(sound_outlasts: Path, tmp_path: Path) -> None:
+    masks, coco = tmp_path / "o", tmp_path / "o.json"
+    (result,) = run([Job(sound_outlasts, {"masks": masks, "coco": coco})])
+    assert (result.masks, result.duration_s) == (2, pytest.approx(4.0, abs=0.1))
+    assert "the picture ends at 1.5 s, the sound at 4.0 s" in result.warnings
+    for listed in (json.loads((masks / "masks.json").read_text())["masks"], json.loads(coco.read_text())["images"]):
+        assert [entry["frame_index"] for entry in listed] == [5, 14]  # at 1.5 s it is over
+    assert (
+        run([Job(sound_outlasts, {"csv": tmp_path / "o.csv"})], output=OutputOptions(strict=True))[0].status == "done"
+    )
+
+
+def test_a_file_without_the_audio_track_asked_for_does_not_stop_the_others(
+    clip: Path, silent_clip: Path, tmp_path: Path
+) -> None:
+    jobs = [Job(path, {"coco": tmp_path / f"{path.stem}.json"}) for path in (silent_clip, clip)]
+    results = run(jobs, options=SegmentOptions(size=64, audio_track=1))
+    assert [result.status for result in results] == ["failed", "done"]
+    assert "has no audio tracks, so there is no audio track 1" in results[0].error
+    assert json.loads((tmp_path / "clip.json").read_text())["info"]["audio_track"] == 1
+
+
 def test_a_bad_file_does_not_stop_the_others(clip: Path, silent_clip: Path, tmp_path: Path) -> None:
     (tmp_path / "text.mp4").write_text("this is no video")
     inputs = [clip, tmp_path / "text.mp4", tmp_path / "missing.mp4", silent_clip]
@@ -170,7 +192,7 @@ def test_results_that_cannot_be_written_fail_before_the_model_works(clip: Path, 
 def test_a_result_that_fails_leaves_those_before_and_after_it(
     failing: type, kept: str, clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refusing(self: object) -> list[Path]:
+    def refusing(self: object, picture_end: PictureEnd | None) -> list[Path]:
         raise OutputError("this cannot be written")
 
     monkeypatch.setattr(failing, "finish", refusing)
@@ -301,7 +323,7 @@ def test_other_errors_of_the_model_are_not_tried_again(clip: Path, tmp_path: Pat
 def test_the_journal_notes_what_was_finished_before_a_failure(
     clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refusing(self: CocoWriter) -> list[Path]:
+    def refusing(self: CocoWriter, picture_end: PictureEnd | None) -> list[Path]:
         raise OutputError("o.json: cannot be written")
 
     monkeypatch.setattr(CocoWriter, "finish", refusing)
@@ -317,8 +339,8 @@ def test_an_interrupt_leaves_what_was_begun_in_the_journal(
 ) -> None:
     finish = CocoWriter.finish
 
-    def interrupted(self: CocoWriter) -> list[Path]:
-        finish(self)
+    def interrupted(self: CocoWriter, picture_end: PictureEnd | None) -> list[Path]:
+        finish(self, picture_end)
         raise KeyboardInterrupt
 
     monkeypatch.setattr(CocoWriter, "finish", interrupted)

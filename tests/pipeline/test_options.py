@@ -19,6 +19,7 @@ from avsseg.pipeline.options import OutputOptions, SegmentOptions
         ({"overlap": -1}, "from 0"),
         ({"start_s": -0.5}, "0 or later"),
         ({"start_s": 5, "end_s": 5}, "later than start"),
+        ({"audio_track": 0}, "audio track is 0; it must be 1 or more"),
     ],
 )
 def test_values_out_of_bounds_are_refused_with_the_bound(values: dict[str, Any], message: str) -> None:

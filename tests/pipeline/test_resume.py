@@ -40,3 +40,11 @@ def test_overlays_of_before_there_were_names_have_none() -> None:
 def test_a_threshold_makes_everything_other(name: Format) -> None:
     other = replace(HELD, settings=settings_of(SegmentOptions(), OutputOptions(threshold=0.3)))
     assert difference(HELD, other, name) == "with other settings (threshold 0.5, now 0.3)"
+
+
+def test_another_audio_track_is_another_result_and_old_journals_heard_the_usual_one() -> None:
+    other = replace(HELD, settings=settings_of(SegmentOptions(audio_track=2), OutputOptions()))
+    assert "audio_track None, now 2" in difference(HELD, other, "coco")
+    before = {name: value for name, value in HELD.settings.items() if name != "audio_track"}
+    assert difference(replace(HELD, settings=before), HELD, "coco") == ""
+    assert "audio_track None, now 2" in difference(replace(HELD, settings=before), other, "coco")

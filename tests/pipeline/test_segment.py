@@ -10,6 +10,7 @@ import torch
 
 import avsseg
 from avsseg.errors import EnvironmentFault, MediaError, UsageError, WeightsError
+from avsseg.media.frames import PictureEnd
 from avsseg.media.probe import probe
 from avsseg.media.windows import ClipWindow, clip_windows
 from avsseg.model.avs_mamba import AvsMamba
@@ -104,8 +105,30 @@ def test_closing_early_stops_the_decoder(
         next(track)
         assert any(thread.name == "avsseg-decoder" for thread in threading.enumerate())
     assert not any(thread.name == "avsseg-decoder" for thread in threading.enumerate())
-    with pytest.raises(StopIteration):
-        next(track)
+    with pytest.raises(ValueError, match=r"long\.mp4 were closed before their end"):
+        list(track)
+
+
+def test_a_track_that_was_read_to_its_end_stays_at_it(clip: Path, untrained: LoadedModel) -> None:
+    with segment(clip, model=untrained, options=SegmentOptions(size=64)) as track:
+        assert len(list(track)) == 3
+    assert list(track) == []
+
+
+def test_the_track_ends_with_the_picture_and_says_that_the_sound_goes_on(
+    sound_outlasts: Path, untrained: LoadedModel
+) -> None:
+    with segment(sound_outlasts, model=untrained, options=SegmentOptions(size=64)) as track:
+        assert track.total == 4
+        assert len(list(track)) == track.total == 2
+    assert track.picture_end == PictureEnd(1.5, 15)
+    assert track.damage == ()
+    assert track.warnings[1:] == ("the picture ends at 1.5 s, the sound at 4.0 s",)
+
+
+def test_an_audio_track_that_is_not_there_is_an_error(clip: Path, untrained: LoadedModel) -> None:
+    with pytest.raises(MediaError, match="has 1 audio track, so there is no audio track 2"):
+        segment(clip, model=untrained, options=SegmentOptions(size=64, audio_track=2))
 
 
 def test_the_public_function_is_this_one(clip: Path) -> None:

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +10,7 @@ import pytest
 from PIL import Image
 
 from avsseg.errors import DataError
+from avsseg.media.probe import probe
 from avsseg.visualization.truth import truth_masks
 
 
@@ -73,3 +76,28 @@ def test_what_is_no_folder_of_masks_is_named(tmp_path: Path) -> None:
     (tmp_path / "masks.json").write_text("{}")
     with pytest.raises(DataError, match=r"masks\.json: does not list masks"):
         truth_masks(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("size", "aspect", "fits"),
+    [
+        ((320, 160), Fraction(1), True),
+        ((161, 80), Fraction(1), True),  # scaled, and rounded
+        ((224, 224), Fraction(1), True),  # squashed, as AVSBench's are
+        ((160, 320), Fraction(1), False),
+        ((320, 180), Fraction(1), False),
+        ((320, 180), Fraction(8, 9), True),  # as shown
+        ((320, 160), Fraction(8, 9), True),  # as stored
+    ],
+)
+def test_masks_of_another_shape_are_refused(
+    size: tuple[int, int], aspect: Fraction, fits: bool, clip: Path, tmp_path: Path
+) -> None:
+    Image.new("L", size).save(tmp_path / "0.png")
+    info = replace(probe(clip), width=320, height=160, sample_aspect_ratio=aspect)
+    truth = truth_masks(tmp_path)
+    if fits:
+        truth.check_shape(info)
+    else:
+        with pytest.raises(DataError, match=r"0\.png: is \d+x\d+, another shape than the picture of .*320x160"):
+            truth.check_shape(info)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from avsseg.media.frames import PictureEnd
 from avsseg.media.probe import VideoInfo
 from avsseg.pipeline.segment import Mask
 from avsseg.writers.base import TrackSettings
@@ -57,6 +58,17 @@ def test_an_end_that_is_announced_too_early_cuts_nothing(
     masks = [quarter(k, 0.9) for k in range(6)]
     (line,) = write(tmp_path / "when.csv", replace(info, duration_s=2.0), track_settings(), masks)
     assert (line["start"], line["end"]) == ("0.000", "6.000")
+
+
+def test_the_last_stretch_ends_with_the_picture(
+    tmp_path: Path, info: VideoInfo, track_settings: Callable[..., TrackSettings]
+) -> None:
+    writer = IntervalWriter(tmp_path / "when.csv")
+    writer.open(replace(info, duration_s=5.0), track_settings())
+    for index in range(3):
+        writer.write(quarter(index, 0.9))
+    (target,) = writer.finish(PictureEnd(2.3, 69))
+    assert [(line["start"], line["end"]) for line in rows(target)] == [("0.000", "2.300")]
 
 
 def test_times_are_those_of_the_video(

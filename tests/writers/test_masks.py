@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from avsseg.errors import OutputError
+from avsseg.media.frames import PictureEnd
 from avsseg.media.probe import VideoInfo
 from avsseg.pipeline.segment import Mask
 from avsseg.writers.base import TrackSettings
@@ -167,11 +168,42 @@ def test_a_disk_that_refuses_is_an_output_error_and_nothing_stays(
 @pytest.mark.parametrize(("timestamp_s", "frame"), [(0.0, 0), (0.19, 1), (0.3, 3), (2.99, 29), (3.5, 29)])
 def test_the_frame_index_is_that_of_the_frame_on_screen(info: VideoInfo, timestamp_s: float, frame: int) -> None:
     ten_a_second = replace(info, frame_rate=10.0, duration_s=3.0)
-    assert frame_index(timestamp_s, 7, ten_a_second) == frame
-    assert frame_index(timestamp_s, 7, replace(info, frame_rate=None)) == 7
+    assert frame_index(timestamp_s, 7, ten_a_second, None) == frame
+    assert frame_index(timestamp_s, 7, replace(info, frame_rate=None), None) == 7
 
 
 @pytest.mark.parametrize(("timestamp_s", "frame"), [(0.5, 0), (1.5, 0), (1.62, 1), (4.3, 28), (4.6, 29)])
 def test_the_frame_index_counts_from_the_first_picture(info: VideoInfo, timestamp_s: float, frame: int) -> None:
     late = replace(info, frame_rate=10.0, duration_s=4.5, picture_start_s=1.5)
-    assert frame_index(timestamp_s, 7, late) == frame
+    assert frame_index(timestamp_s, 7, late, None) == frame
+
+
+@pytest.mark.parametrize(
+    ("end", "last"),
+    [
+        (PictureEnd(2.32, 58), 57),
+        (PictureEnd(2.32, None), 57),
+        (PictureEnd(2.333, None), 57),  # a clock of milliseconds
+        (PictureEnd(2.32, 40), 39),  # of a variable rate
+        (None, 124),
+    ],
+)
+def test_no_frame_index_is_beyond_the_last_frame(info: VideoInfo, end: PictureEnd | None, last: int) -> None:
+    sound_outlasts = replace(info, frame_rate=25.0, duration_s=5.0)
+    assert frame_index(0.5, 0, sound_outlasts, end) == 12
+    assert frame_index(7.5, 7, sound_outlasts, end) == last
+
+
+def test_the_listing_ends_with_the_picture(
+    tmp_path: Path,
+    info: VideoInfo,
+    track_settings: Callable[..., TrackSettings],
+    smooth_masks: Callable[..., list[Mask]],
+) -> None:
+    writer = MaskFolderWriter(tmp_path / "masks")
+    writer.open(replace(info, duration_s=5.0), track_settings())
+    for mask in smooth_masks(3):
+        writer.write(mask)
+    writer.finish(PictureEnd(2.3, 23))
+    masks = json.loads((tmp_path / "masks" / "masks.json").read_text())["masks"]
+    assert [mask["frame_index"] for mask in masks] == [5, 15, 22]
