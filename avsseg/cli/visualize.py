@@ -71,8 +71,8 @@ def visualize(
         str | None,
         typer.Option(
             metavar="LIST",
-            help="Instants of a .png, with commas between: seconds or HH:MM:SS. Each stands for the mask that holds it, "
-            "which is of its middle: 1 shows 1.5 s. Default: spread evenly.",
+            help="Instants of a .png, with commas between: seconds or HH:MM:SS. Each stands for the mask that holds "
+            "it, which is of its middle: 1 shows 1.5 s. Default: spread evenly.",
             show_default=False,
             rich_help_panel=_WHAT,
         ),
