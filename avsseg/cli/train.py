@@ -247,6 +247,10 @@ def gather(
         if kept.name == STAGES_NAME:
             check_scene_settings(flags)
         return with_changes(settings, flags, where="command line")
+    if config and config.name == STAGES_NAME and preset != "scenes":
+        raise UsageError(
+            f"{printable(config)}: is of all runs of --preset scenes. Give that, too, or the settings.toml of one run"
+        )
     values = read_toml(config) if config else {}
     if preset == "scenes":
         usual = asdict(training_preset("scenes", "ms3"))
@@ -266,7 +270,9 @@ def gather(
         else:
             values = {**values, "agreement": False}
     settings = with_changes(training_preset(preset or "tiny", chosen), values, where=printable(config or ""))
-    settings = with_changes(settings, flags, where="command line")
+    # what does not go together may come from both
+    source = f"command line with {printable(config)}" if config else "command line"
+    settings = with_changes(settings, flags, where=source)
     if settings.start_from and "model" in flags:
         raise UsageError("--from brings its own model: leave out --model")
     return settings
@@ -289,17 +295,21 @@ def _parse(text: str) -> tuple[str, Any]:
 
 def _leads() -> bool:
     """Whether this is the process of `torchrun` that speaks, or the only one."""
-    return os.environ.get("RANK", "0") == "0"
+    return not _distributed() or os.environ["RANK"] == "0"
+
+
+def _distributed() -> bool:
+    """Whether `torchrun` began this process: others set RANK and WORLD_SIZE, too."""
+    return "TORCHELASTIC_RUN_ID" in os.environ
 
 
 def _run(out: Path, settings: TrainingSettings, *, resume: bool, staged: bool) -> None:
     from avsseg.training.distributed import process_group
 
-    distributed = "TORCHELASTIC_RUN_ID" in os.environ
     leads = _leads()
     # the others would say everything once more
     logging.getLogger("avsseg").setLevel(logging.INFO if leads else logging.ERROR)
-    with process_group() if distributed else contextlib.nullcontext(), _reporter(leads) as listener:
+    with process_group() if _distributed() else contextlib.nullcontext(), _reporter(leads) as listener:
         if staged:
             best = _run_stages(out, settings, listener, resume=resume)
         else:
@@ -321,12 +331,17 @@ def _run_one(
 
     `ready` is called when nothing that was given can stop the run any more.
     """
+    from avsseg.training.distributed import together
     from avsseg.training.run import TrainingRun
     from avsseg.training.trainer import Interrupted
 
-    run = TrainingRun(out, settings, resume=resume, listener=listener)
-    ready()
-    with _stopping(run.trainer.request_stop):
+    def begin() -> TrainingRun:
+        run = TrainingRun(out, settings, resume=resume, listener=listener)
+        ready()
+        return run
+
+    run = together(begin, printable(out))
+    with _stopping(run.trainer.request_stop) as stopped_by:
         try:
             return run.train(), run.trainer.stop_requested
         except Interrupted:
@@ -334,6 +349,8 @@ def _run_one(
                 kept = next((p for p in (out / BEST, out / LAST) if p.exists()), None)
                 model = f", the model so far is {kept}" if kept and settings.stage != "encoders" else ""
                 typer.echo(f"stopped at step {run.trainer.step}{model}; {_go_on(whole)}", err=True)
+            if signal.SIGTERM in stopped_by:
+                raise SystemExit(128 + signal.SIGTERM) from None
             raise KeyboardInterrupt from None
 
 
@@ -342,11 +359,11 @@ def _go_on(out: Path) -> str:
 
 
 def _run_stages(out: Path, settings: TrainingSettings, listener: Any, *, resume: bool) -> Path:
-    from avsseg.training.distributed import all_wait, any_of_all
+    from avsseg.training.distributed import all_wait, any_of_all, rank_and_world
     from avsseg.training.run import forget_start
     from avsseg.writers.base import output_errors, written_whole
 
-    runs = scene_stages(out, settings, processes=int(os.environ.get("WORLD_SIZE", "1")))
+    runs = scene_stages(out, settings, processes=rank_and_world()[1])
     first = stage_to_go_on_with(out, runs, resume=resume)
     leads = _leads()
 
@@ -377,23 +394,30 @@ def _run_stages(out: Path, settings: TrainingSettings, listener: Any, *, resume:
 
 
 @contextlib.contextmanager
-def _stopping(request: Any) -> Iterator[None]:
-    """The first Ctrl-C ends the run after the step in work, a second one at once."""
-    before = signal.getsignal(signal.SIGINT)
-    if before is signal.SIG_IGN:  # as under nohup
-        yield
-        return
+def _stopping(request: Callable[[], None]) -> Iterator[list[int]]:
+    """The first Ctrl-C or SIGTERM ends the run after the step in work, a second one at once; which came."""
+    # with one process of `torchrun` gone there is no step to finish, and that is what it sends the others SIGTERM for
+    numbers = [signal.SIGINT] if _distributed() else [signal.SIGINT, signal.SIGTERM]
+    before = {number: signal.getsignal(number) for number in numbers}
+    before = {number: handler for number, handler in before.items() if handler is not signal.SIG_IGN}  # as under nohup
+    came: list[int] = []
+
+    def give_back() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
     def stop(number: int, frame: object) -> None:
         typer.echo("stopping after this step; press Ctrl-C again to stop at once", err=True)
-        signal.signal(signal.SIGINT, before)
+        give_back()
+        came.append(number)
         request()
 
-    signal.signal(signal.SIGINT, stop)
+    for number in before:
+        signal.signal(number, stop)
     try:
-        yield
+        yield came
     finally:
-        signal.signal(signal.SIGINT, before)
+        give_back()
 
 
 @contextlib.contextmanager

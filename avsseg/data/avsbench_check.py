@@ -6,6 +6,7 @@ AVSBench's own loaders want, an example a second at exact seconds, where they ar
 
 from __future__ import annotations
 
+import logging
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -27,8 +28,12 @@ from avsseg.data.avsbench_layout import (
 )
 from avsseg.data.avsbench_sounds import TooShortError, make_sounds, whole_log_mel, whole_video, whole_wav
 from avsseg.data.avss_classes import check_label_table
+from avsseg.data.layout_writer import LISTING_NAME
+from avsseg.data.listing import read_listing
 from avsseg.data.log_mel_files import ForeignContentError
 from avsseg.errors import DataError, MediaError, printable
+
+logger = logging.getLogger(__name__)
 
 Kind = Literal["frames", "masks", "wavs", "log-mels", "videos"]
 Fault = Literal["missing", "damaged", "short"]
@@ -123,6 +128,7 @@ def check_dataset(
         }
         for split, problem in _listing_problems(metadata_table(root, subset), subset, by_split):
             reports[split].problems.append(problem)
+        reports[SPLITS[0]].problems += _what_sounds(root, subset, by_split)
         listed += [(report, by_split[split]) for split, report in reports.items()]
     started(sum(len(clips) for _, clips in listed))
     for report, clips in listed:
@@ -238,6 +244,24 @@ def _listing_problems(
 def _table_problem(root: Path, subset: Subset, error: DataError) -> Problem:
     table = metadata_table(root, subset)
     return Problem(table, "table", "damaged" if table.is_file() else "missing", str(error))
+
+
+def _what_sounds(root: Path, subset: Subset, by_split: Mapping[SplitName, Sequence[ClipFiles]]) -> list[Problem]:
+    """What is wrong with the listing of what sounds, which a dataset need not have; warns of clips without an entry."""
+    table = subset_folder(root, subset) / LISTING_NAME
+    try:
+        listed = read_listing(root, subset)
+    except DataError as error:
+        return [Problem(table, "table", "damaged", str(error))]
+    unlisted = [files.name for clips in by_split.values() for files in clips if files.name not in listed]
+    if table.is_file() and unlisted:
+        logger.warning(
+            "%s: has no entry for %s%s: training with class_weight is not told what sounds there",
+            printable(table),
+            ", ".join(map(printable, unlisted[:3])),
+            f" and {len(unlisted) - 3} more clips" if len(unlisted) > 3 else "",
+        )
+    return []
 
 
 def _label_table(path: Path) -> list[Problem]:

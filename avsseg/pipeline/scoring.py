@@ -230,7 +230,7 @@ def memory_faults(where: str, remedy: str, *, then: str = "") -> Iterator[None]:
     except (MemoryError, RuntimeError) as error:
         if is_out_of_memory(error):
             what = f"memory ran out. {remedy}"
-        elif "DataLoader worker" in str(error):  # PyTorch raises it wherever the signal comes
+        elif "DataLoader worker (pid" in str(error):  # PyTorch raises it wherever the signal comes
             what = "a process that loads data was killed, for lack of memory most likely. Use --workers 0"
         else:
             raise

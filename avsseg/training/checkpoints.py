@@ -33,7 +33,9 @@ def load_checkpoint(path: Path, *, mapped: bool = False) -> dict[str, Any]:
     `mapped` leaves the tensors in the file until they are used, for a look at the numbers.
     """
     try:
-        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+        state: object = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+        if not isinstance(state, dict):
+            raise ValueError(f"holds a {type(state).__name__}")
     except (OSError, RuntimeError, ValueError, EOFError, LookupError, pickle.UnpicklingError) as error:
         reason = (str(error) or repr(error)).splitlines()[0]
         raise AvssegError(

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from avsseg.data.avsbench import AvsBenchClips, ClipExample
 from avsseg.data.soundtracks import heard_and_wrong, side_by_side
-from avsseg.errors import AvssegError, printable
+from avsseg.errors import AvssegError, UsageError, printable
 from avsseg.media.audio import SILENT_LOG_MEL
 from avsseg.metrics.object import StrictObjectMetrics, frame_scores
 from avsseg.metrics.semantic import SemanticMetrics
@@ -33,10 +33,15 @@ class ClipOrder(Sampler[list[tuple[int, int]]]):
     """Batches of (epoch, index), endless, from batch `first` on: each epoch a new permutation by `seed`.
 
     `world` processes share every permutation: this one is number `rank`. What does not fill a batch of all processes
-    is left out, unless it is the only one.
+    is left out, unless it is the only one. Raises UsageError for fewer clips than processes.
     """
 
     def __init__(self, clips: int, batch: int, *, seed: int, first: int = 0, rank: int = 0, world: int = 1) -> None:
+        if clips < world:
+            raise UsageError(
+                f"{clips} training clips for {world} processes: each needs one of its own. Give --nproc-per-node "
+                f"{clips} or less"
+            )
         self.clips, self.seed, self.first, self.rank = clips, seed, first, rank
         # a small set must still give every process something
         self.batch = max(1, min(batch, clips // world))
@@ -246,7 +251,10 @@ class ClipObjective(ModelObjective):
         assert self.model.heard_head is not None
         hearing = hearing_loss(self.model.heard_head(stages.embedding).float(), heard)
         logits = seen_classes(self.model, self.seen_head, stages.mask_feature.flatten(0, 1))
-        marked = F.interpolate(masks.flatten(0, 1)[:, None].float(), size=logits.shape[-2:], mode="nearest")[:, 0] > 0
+        # the mask feature is of the picture as the model pads it; what is not marked is of no class
+        right, below = (-side % COARSEST_STRIDE for side in (masks.shape[-1], masks.shape[-2]))
+        padded = F.pad(masks.flatten(0, 1)[:, None].float(), (0, right, 0, below))
+        marked = F.interpolate(padded, size=logits.shape[-2:], mode="nearest")[:, 0] > 0
         labels = heard.argmax(-1).flatten()[:, None, None].where(marked, UNKNOWN)
         labels = labels.where((listed == 1).flatten()[:, None, None], UNKNOWN)
         pixels = F.cross_entropy(logits, labels, ignore_index=UNKNOWN, reduction="sum")

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from avsseg.data.augment import Augmentation, distort
-from avsseg.data.avsbench import AvsBenchClips
+from avsseg.data.avsbench import AvsBenchClips, SplitName
 from avsseg.errors import DataError, printable
 from avsseg.model.avs_mamba import AvsMamba, normalise
 from avsseg.training.clips import ClipBatch, ClipOrder, batch_tensor, collate, crop_side
@@ -43,8 +43,8 @@ class SoundingFrames(NamedTuple):
     classes: Tensor
 
 
-def sounding_frames(clips: AvsBenchClips) -> SoundingFrames:
-    """Of all clips, without augmentation. Raises DataError for a damaged file, or if there is none."""
+def sounding_frames(clips: AvsBenchClips, split: SplitName) -> SoundingFrames:
+    """Of all clips of a split, without augmentation. Raises DataError for a damaged file, or if there is none."""
     found: list[tuple[Tensor, Tensor, Tensor]] = []
     for index in range(len(clips)):
         frames, masks, heard = clips.pictures_and_sounds(index)
@@ -53,7 +53,10 @@ def sounding_frames(clips: AvsBenchClips) -> SoundingFrames:
         found.append((frames[chosen], marked[chosen], heard[chosen].argmax(-1)))
     together = SoundingFrames(*(torch.cat(part) for part in zip(*found, strict=True)))
     if not len(together.classes):
-        raise DataError(f"{printable(clips.root)}: in no frame one class alone sounds and is marked")
+        raise DataError(
+            f"{printable(clips.root)}: in no frame of the {split} split one class alone sounds and is marked, which "
+            "stage=encoders, with which --preset scenes begins, learns from. Add such clips, or leave it out"
+        )
     return together
 
 
@@ -87,15 +90,13 @@ class EncoderObjective(ModelObjective):
     The logit of its own class is also to mark what sounds and nothing else (dice and BCE): what is not marked there may
     be another thing, but as a rule none of this class.
 
-    Takes the batches of `encoder_batches`. Crops have half the side of their frame; in training they are turned by up
-    to `rotate` degrees, scaled by up to `resize` and flipped, each by a draw of its own.
+    Takes the batches of `encoder_batches`. Crops have half the side of their frame; in training each is changed by a
+    draw of its own.
     """
 
-    def __init__(
-        self, model: AvsMamba, *, resize: float = 1.0, rotate: float = 0.0, frozen_statistics: Sequence[str] = ()
-    ) -> None:
+    def __init__(self, model: AvsMamba, change: Change, *, frozen_statistics: Sequence[str] = ()) -> None:
         super().__init__(model, frozen_statistics)
-        self.resize, self.rotate = resize, rotate
+        self.change = change
         self.class_head = seen_head(model)
 
     def forward(self, batch: ClipBatch) -> tuple[Tensor, dict[str, float]]:
@@ -138,8 +139,7 @@ class EncoderObjective(ModelObjective):
         device = next(self.model.parameters()).device
         frames, marked, classes = (batch_tensor(batch, name).to(device) for name in ("frames", "marked", "classes"))
         side = crop_side(frames.shape[1])
-        change = Change(SHIFT, self.resize, self.rotate, flip=True) if self.training else Change()
-        pictures, seen = sounding_crops(frames, marked, side, change)
+        pictures, seen = sounding_crops(frames, marked, side, self.change if self.training else Change())
         logits = seen_classes(self.model, self.class_head, self.model.picture_feature(normalise(pictures)))
         return logits, F.interpolate(seen[:, None].float(), size=logits.shape[-2:], mode="area")[:, 0], classes
 
@@ -199,7 +199,7 @@ def encoder_validation(clips: AvsBenchClips) -> Validation:
     The processes of a run share crops and clips.
     """
     rank, world = rank_and_world()
-    sounding = SoundingFrames(*(field[rank::world].clone() for field in sounding_frames(clips)))
+    sounding = SoundingFrames(*(field[rank::world].clone() for field in sounding_frames(clips, "val")))
     nothing = torch.zeros(0, dtype=torch.bool)
 
     def own_share(objective: EncoderObjective) -> tuple[Tensor, Tensor]:

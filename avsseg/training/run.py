@@ -32,8 +32,15 @@ from avsseg.pipeline.scoring import memory_faults
 from avsseg.training.checkpoints import load_checkpoint
 from avsseg.training.clips import ClipObjective, ClipOrder, clip_batches, second_batches, validation
 from avsseg.training.curves import draw_curves
-from avsseg.training.distributed import MEMORY_REMEDY, all_wait, rank_and_world
-from avsseg.training.encoders import EncoderObjective, encoder_batches, encoder_validation, sounding_frames
+from avsseg.training.distributed import MEMORY_REMEDY, rank_and_world, together
+from avsseg.training.encoders import (
+    SHIFT,
+    Change,
+    EncoderObjective,
+    encoder_batches,
+    encoder_validation,
+    sounding_frames,
+)
 from avsseg.training.objectives import ModelObjective
 from avsseg.training.run_log import LOGS
 from avsseg.training.settings import TrainingSettings, write_toml
@@ -46,6 +53,8 @@ logger = logging.getLogger(__name__)
 
 SETTINGS_NAME = "settings.toml"
 MODEL_NAME = "model.json"
+# its names of the classes of sound, beside the configuration
+HEARD = "heard"
 ENCODERS = ("model.visual_backbone.", "model.audio_encoder.")
 # there before the first step; a run that was killed before its first checkpoint leaves them and its logs alone
 STARTED = (MODEL_NAME, SETTINGS_NAME)
@@ -57,8 +66,8 @@ DEFAULT_VALIDATE_MINUTES = 6.0
 def _objective(model: AvsMamba, settings: TrainingSettings) -> ModelObjective:
     frozen = frozen_statistics(settings)
     if settings.stage == "encoders":
-        change = {"resize": settings.resize, "rotate": settings.rotate} if settings.augment else {}
-        return EncoderObjective(model, frozen_statistics=frozen, **change)
+        change = Change(SHIFT, settings.resize, settings.rotate, flip=True) if settings.augment else Change()
+        return EncoderObjective(model, change, frozen_statistics=frozen)
     return ClipObjective(
         model,
         class_weight=0.0 if settings.mute else settings.class_weight,
@@ -97,13 +106,25 @@ def forget_start(folder: Path) -> None:
             (folder / name).unlink(missing_ok=True)
 
 
-def _same_model(folder: Path) -> AvsMamba:
-    """The architecture of a run that goes on; its weights come from `last.pt`. Raises DataError."""
+def _same_model(folder: Path, data: Path, heard: Sequence[str]) -> AvsMamba:
+    """The architecture of a run that goes on; its weights come from `last.pt`.
+
+    Raises DataError, and UsageError where `data` has other classes of sound, `heard`, than the run began with.
+    """
     path = folder / MODEL_NAME
     try:
-        return AvsMamba(AvsMambaConfig.from_dict(json.loads(path.read_text())))
-    except (OSError, ValueError, TypeError) as error:
+        kept = json.loads(path.read_text())
+        before = kept.pop(HEARD, None)
+        model = AvsMamba(AvsMambaConfig.from_dict(kept))
+    except (OSError, ValueError, TypeError, AttributeError) as error:
         raise DataError(f"{printable(path)}: cannot be read ({error}). Start a new run in another folder") from error
+    # earlier versions kept no names
+    if list(heard) != before if before is not None else len(heard) not in (0, model.config.heard_classes):
+        raise UsageError(
+            f"{printable(data)}: lists other classes of sound than the clips that {printable(folder)} began with. Go "
+            "on with those, or train --from its best.safetensors in another --out"
+        )
+    return model
 
 
 class TrainingRun:
@@ -155,6 +176,7 @@ class TrainingRun:
             seed=settings.seed,
             list_sounds=by_class,
         )
+        self.order = self._order(first=0)
         if by_class and not self.clips.sound_classes:
             asker = "stage=encoders, with which --preset scenes begins," if encoders else "class_weight"
             raise UsageError(
@@ -170,7 +192,7 @@ class TrainingRun:
             logger.warning("%s: no val clips, so the last state counts as the best", printable(root))
         torch.manual_seed(settings.seed)
         classes = self.clips.sound_classes
-        model = (_same_model(folder) if resume else build_model(settings, heard=classes)).to(device)
+        model = (_same_model(folder, root, classes) if resume else build_model(settings, heard=classes)).to(device)
         if settings.stage == "plain":
             model.rest_blocks()
         if settings.frozen_audio:
@@ -181,12 +203,10 @@ class TrainingRun:
             with output_errors(folder):
                 for name in LOGS:
                     (folder / name).unlink(missing_ok=True)
-        self.order = self._order(first=0)
-        steps_per_epoch = max(1, self.order.batches_per_epoch // settings.accumulate)
         self.trainer = Trainer(
             objective,
             folder,
-            self._trainer_settings(steps_per_epoch),
+            self._trainer_settings(),
             learning_rate_scales=dict.fromkeys(ENCODERS, settings.encoder_rate),
             listener=listener,
             tensorboard=True,
@@ -196,10 +216,14 @@ class TrainingRun:
         if self.rank == 0:
             write_toml(folder / SETTINGS_NAME, settings)
             with written_whole(folder / MODEL_NAME) as partial:
-                partial.write_text(json.dumps(model.config.to_dict(), indent=1) + "\n")
+                partial.write_text(json.dumps({**model.config.to_dict(), HEARD: classes}, indent=1) + "\n")
 
-    def _trainer_settings(self, steps_per_epoch: int) -> TrainerSettings:
+    def _trainer_settings(self) -> TrainerSettings:
         s = self.settings
+
+        def steps_of(epochs: int) -> int:
+            return -(-epochs * self.order.batches_per_epoch // s.accumulate)  # the last one may begin another epoch
+
         by_epoch = s.epochs > 0 and s.validate_minutes == 0
         return TrainerSettings(
             learning_rate=s.learning_rate,
@@ -207,18 +231,18 @@ class TrainingRun:
             beta_2=s.beta_2,
             schedule="constant" if s.schedule == "constant" else "cosine",
             warmup_steps=s.warmup_steps,
-            steps=s.epochs * steps_per_epoch if s.epochs else 10_000_000,
+            steps=steps_of(s.epochs) if s.epochs else 10_000_000,
             minutes=s.minutes or math.inf,
             accumulate=s.accumulate,
             gradient_clip=s.gradient_clip,
             precision=s.precision,  # type: ignore[arg-type]
             ema_decay=s.ema_decay,
             frozen=ENCODERS,
-            frozen_steps=s.freeze_epochs * steps_per_epoch,
+            frozen_steps=steps_of(s.freeze_epochs),
             seed=s.seed,
-            log_every=min(20, steps_per_epoch),
+            log_every=min(20, steps_of(1)),
             validate_minutes=math.inf if by_epoch else s.validate_minutes or DEFAULT_VALIDATE_MINUTES,
-            validate_steps=steps_per_epoch if by_epoch else 10_000_000,
+            validate_steps=steps_of(1) if by_epoch else 10_000_000,
         )
 
     def _order(self, first: int) -> ClipOrder:
@@ -240,7 +264,7 @@ class TrainingRun:
         pair = 0.0 if self.settings.mute or encoders else self.settings.pair
         batches = clip_batches(self.clips, order, self.settings.workers, pair=pair)
         if encoders:
-            batches = encoder_batches(batches, sounding_frames(self.clips), self.clips.augmentation, order)
+            batches = encoder_batches(batches, sounding_frames(self.clips, "train"), self.clips.augmentation, order)
         elif plain:
             batches = second_batches(batches, seconds, first=first, crops=self.settings.crops)
         check = None
@@ -250,31 +274,25 @@ class TrainingRun:
             with memory_faults(printable(self.folder), MEMORY_REMEDY, then="; what the run has so far is kept"):
                 self.trainer.train(batches, check)
         except Interrupted:  # in all processes at the same step
-            self._leave(together=True)
+            self._leave()
             raise
         except AvssegError as error:
             model = self.folder / "best.safetensors"
             # the first error is the one to be told
             with contextlib.suppress(AvssegError):
-                model = self._leave(together=self.trainer.failed_together)
+                model = self._leave() if self.trainer.failed_together else self._leave_alone()
             if isinstance(error, NonFiniteError) and model.exists():
                 rate = f"--learning-rate {self.settings.learning_rate / 2:g}"
                 raise NonFiniteError(f"{error} in another --out: --from {printable(model)} {rate}") from error
             raise
         return self._leave()
 
-    def _leave(self, *, together: bool = False) -> Path:
-        """Writes the models and the curves; what a run that stopped early has so far.
-
-        Where all processes come here `together` the others wait for the first: `torchrun` stops it when one has ended.
-        """
-        try:
-            return self._leave_alone()
-        finally:
-            if together:
-                all_wait()
+    def _leave(self) -> Path:
+        """As `_leave_alone`, where all processes come: they wait, as `torchrun` stops the first when one has ended."""
+        return together(self._leave_alone, printable(self.folder))
 
     def _leave_alone(self) -> Path:
+        """Writes the models and the curves; what a run that stopped early has so far."""
         best = self.folder / "best.safetensors"
         if self.rank != 0:
             return best

@@ -67,7 +67,7 @@ def _forget_after(log: Path, step: int) -> None:
     with log.open(newline="") as file:
         header, *rows = list(csv.reader(file))
     with written_whole(log) as partial, partial.open("w", newline="") as file:
-        whole = [row for row in rows if row and len(row) == len(header)]
+        whole = [row for row in rows if len(row) == len(header) and row[0].isdecimal()]
         csv.writer(file).writerows([header, *(row for row in whole if int(row[0]) <= step)])
 
 

@@ -105,6 +105,10 @@ class TrainingSettings:
         _one_of("schedule", self.schedule, ("cosine", "constant"))
         _one_of("precision", self.precision, ("fp32", "bf16", "fp16"))
         _one_of("frozen_statistics", self.frozen_statistics, ("auto", "yes", "no"))
+        # above that a step's own seed would be no number that PyTorch takes, and a processor has no more threads
+        for name, most in (("seed", 10**12), ("threads", 1024)):
+            if getattr(self, name) > most:
+                raise UsageError(f"{name} is {getattr(self, name)}, must be {most} at most")
         for name in ("batch", "accumulate"):
             if getattr(self, name) < 1:
                 raise UsageError(f"{name} is {getattr(self, name)}, must be 1 or more")
@@ -139,7 +143,7 @@ class TrainingSettings:
             raise UsageError(f"audio_noise_db is {self.audio_noise_db}, must be negative, such as -40, or 0 (no noise)")
         if self.resize < 1:
             raise UsageError(f"resize is {self.resize}, must be 1 (none) or more")
-        for name in ("pair", "recolour", "retexture", "crops"):
+        for name in ("pair", "recolour", "retexture", "crops", "audio_mix"):
             if getattr(self, name) > 1:
                 raise UsageError(f"{name} is {getattr(self, name)}, must be 0 to 1")
         if self.epochs == 0 and self.minutes == 0:
@@ -234,7 +238,7 @@ def read_toml(path: Path) -> dict[str, Any]:
 
 def write_toml(path: Path, settings: TrainingSettings) -> None:
     """Keeps the settings beside the run, as `--config` reads them. Raises OutputError."""
-    # JSON's strings, numbers and booleans are TOML's too, and nothing here is nested
-    lines = [f"{name} = {json.dumps(value, ensure_ascii=False)}" for name, value in asdict(settings).items()]
+    # JSON's strings, numbers and booleans are TOML's too, but for DEL as it is, and nothing here is nested
+    lines = [f"{name} = {json.dumps(value, ensure_ascii=False)}\n" for name, value in asdict(settings).items()]
     with written_whole(path) as partial:
-        partial.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        partial.write_text("".join(lines).replace("\x7f", "\\u007F"), encoding="utf-8")

@@ -36,6 +36,7 @@ class Stage:
         share: of the minutes.
         clips: a step, of all processes together.
         larger: factor on the side of the input.
+        recoloured: factor on the probability of other colours.
         validations: how often it is looked at on val.
         settings: that differ from those of all.
     """
@@ -46,15 +47,16 @@ class Stage:
     larger: float
     validations: int
     settings: Mapping[str, Any] = field(default_factory=dict)
+    recoloured: float = 1
 
 
 # As measured (benchmarks/RESULTS.md): shapes are learned fastest in small pictures and without the
 # blocks, outlines need larger ones, and the blocks little time
 _PLAIN: dict[str, Any] = {"stage": "plain", "learning_rate": 1e-3, "frozen_audio": True}
 # a model without sound starts from the same encoders: what it lacks is then the sound alone, not what it sees, too
-_ENCODERS: dict[str, Any] = {"stage": "encoders", "learning_rate": 1.5e-3, "recolour": 1.0, "mute": False}
+_ENCODERS: dict[str, Any] = {"stage": "encoders", "learning_rate": 1.5e-3, "mute": False}
 SCENES = (
-    Stage("1-encoders", 8 / 60, 4, 1, 2, _ENCODERS),
+    Stage("1-encoders", 8 / 60, 4, 1, 2, _ENCODERS, recoloured=2),
     Stage("2-plain", 22 / 60, 8, 1, 3, {**_PLAIN, "schedule": "constant"}),
     Stage("3-larger", 22 / 60, 8, 1.5, 3, _PLAIN),
     Stage("4-masks", 8 / 60, 4, 1.5, 2, {"learning_rate": 4e-4, "frozen_audio": True, "layer_weight": 0.3}),
@@ -83,19 +85,17 @@ def scene_stages(folder: Path, settings: TrainingSettings, *, processes: int = 1
     for stage in SCENES:
         if stage.clips % processes:
             raise UsageError(f"--preset scenes takes 1, 2 or 4 processes, not {processes}: its steps have 4 or 8 clips")
-        own = dict(stage.settings)
-        if settings.recolour != SCENES_COMMON["recolour"]:
-            own.pop("recolour", None)
         minutes = settings.minutes * stage.share
         runs.append(
             (
                 folder / stage.name,
                 replace(
                     start,
-                    **own,
+                    **stage.settings,
                     minutes=minutes,
                     batch=stage.clips // processes,
-                    size=small if stage.larger == 1 else round(small * stage.larger / 32) * 32,
+                    size=small if stage.larger == 1 else max(1, round(small * stage.larger / 32)) * 32,
+                    recolour=min(1.0, settings.recolour * stage.recoloured),
                     validate_minutes=minutes / stage.validations,
                 ),
             )

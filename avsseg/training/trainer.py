@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 import logging
 import math
+import textwrap
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -23,7 +25,7 @@ import torch
 import torch.distributed
 from torch import Tensor, nn
 
-from avsseg.errors import AvssegError, printable
+from avsseg.errors import AvssegError, UsageError, printable
 from avsseg.training.checkpoints import load_checkpoint, save_checkpoint
 from avsseg.training.distributed import Done, rank_and_world, together
 from avsseg.training.run_log import RunLog
@@ -172,6 +174,7 @@ class Trainer:
     def restore(self) -> bool:
         """Goes on from `last.pt` if there is one; whether there was. Raises AvssegError if it is of another model.
 
+        Raises UsageError if it is of another number of processes, whose batches would be others.
         A run that was killed between writing `best.pt` and `last.pt` goes on from `best.pt`.
         """
         path = self.folder / "last.pt"
@@ -184,6 +187,13 @@ class Trainer:
             if other.get("run") == state.get("run") and _reached(other) > _reached(state):
                 path, state = best, load_checkpoint(best)
             del other
+        processes = state.get("processes", self.world)
+        if processes != self.world:
+            how = f"with torchrun --nproc-per-node {processes}" if processes > 1 else "without torchrun"
+            raise UsageError(
+                f"{printable(path)}: the processes of the run were {processes} and are {self.world} now, which would "
+                f"make it another one. Resume it {how}"
+            )
         try:
             self.objective.load_state_dict(state["objective"])
             self.average.load_state_dict(state["average"])
@@ -193,8 +203,9 @@ class Trainer:
             self.step, self.elapsed_s, self.best_score = state["step"], state["elapsed_s"], state["best_score"]
             self._validated_at = tuple(state.get("validated_at", (self.step, self.elapsed_s)))
             self._run = state.get("run")
-        except (KeyError, RuntimeError, ValueError) as error:
-            reason = str(error).splitlines()[0]
+        except (KeyError, RuntimeError, TypeError, ValueError) as error:
+            # below PyTorch's heading, which says nothing, its list may be of hundreds of names
+            reason = textwrap.shorten(str(error).split(":\n", 1)[-1], 160, placeholder=" ...")
             raise AvssegError(f"{printable(path)}: is of another model ({reason}). Choose another folder") from error
         if self.leads:
             self.log.forget_after(self.step, self._validated_at[0])
@@ -212,6 +223,7 @@ class Trainer:
             "best_score": self.best_score,
             "validated_at": list(self._validated_at),
             "run": self._run,
+            "processes": self.world,
         }
         save_checkpoint(self.folder / name, state)
 
@@ -225,7 +237,7 @@ class Trainer:
         settings = self.settings
         saved = self.elapsed_s
         logged: dict[str, list[float]] = {}
-        self.objective.train()
+        self._set_modes()
         clock = time.monotonic()
         source = iter(batches)
         if validate and self._validated_at[0] < self.step and (self._due() or self.progress >= 1):
@@ -235,6 +247,8 @@ class Trainer:
             if not group:
                 return
             self._set_learning_rate()
+            if self.step == settings.frozen_steps:
+                self._set_modes()
             values = self._over_processes(self._update(group))
             self.step += 1
             now = time.monotonic()
@@ -244,21 +258,35 @@ class Trainer:
                 logged.setdefault(name, []).append(value)
             finished = self.progress >= until
             stop = self._stop  # as all processes agreed; a later request counts at the next step
-            if self.leads:
-                if self.step % settings.log_every == 0:
-                    self.log.add("train", self.step, self.elapsed_s, {name: _mean(v) for name, v in logged.items()})
-                    logged = {}
-                if self.listener:
-                    self.listener(self._report(values))
-                    stop = stop or (self._stop and not self.distributed)
-            if validate and not stop and (finished or self._due()):
+            if self.step % settings.log_every == 0:
+                means = {name: _mean(v) for name, v in logged.items()}
+                self._lead(functools.partial(self.log.add, "train", self.step, self.elapsed_s, means))
+                logged = {}
+            if self.leads and self.listener:
+                self.listener(self._report(values))
+                stop = stop or (self._stop and not self.distributed)
+            if finished and stop:
+                self._lead(lambda: self.save("last.pt"))  # a second stop ends the validation
+            if validate and (finished or (self._due() and not stop)):
                 self._validate(validate)
                 saved = self.elapsed_s
-            elif self.leads and (finished or stop or self.elapsed_s - saved > settings.checkpoint_minutes * 60):
+            elif finished or stop or self.elapsed_s - saved > settings.checkpoint_minutes * 60:
+                self._lead(lambda: self.save("last.pt"))
                 saved = self.elapsed_s
-                self.save("last.pt")
             if stop and not finished:
                 raise Interrupted
+
+    def _lead(self, work: Callable[[], None]) -> None:
+        """Has the first process alone do what all of them came to; where it raises AvssegError, all do."""
+        self._together(lambda: work() if self.leads else None)
+
+    def _set_modes(self) -> None:
+        """What is frozen keeps its statistics of batches, too."""
+        self.objective.train()
+        if self.step < self.settings.frozen_steps:
+            for name, module in self.objective.named_modules():
+                if f"{name}.".startswith(self.settings.frozen) and isinstance(module, nn.BatchNorm2d):
+                    module.eval()
 
     def _due(self) -> bool:
         step, elapsed_s = self._validated_at
@@ -290,7 +318,8 @@ class Trainer:
                     parameter.grad = None
         limit = settings.gradient_clip or math.inf
         norm = nn.utils.clip_grad_norm_(self.objective.parameters(), limit)
-        if not torch.isfinite(norm) and not self.scaler.is_enabled():
+        # a scaler skips the step and halves its scale: below 1 that is no overflow of fp16 any more
+        if not torch.isfinite(norm) and not (self.scaler.is_enabled() and self.scaler.get_scale() >= 1):
             self.failed_together = self.distributed
             raise NonFiniteError(
                 f"{printable(self.folder)}: the gradient is {norm.item()} at step {self.step}{_names(group)}. Look at "
@@ -390,8 +419,7 @@ class Trainer:
             group["lr"] = base * factor
 
     def _validate(self, validate: Validation) -> None:
-        if self.leads and not (self.folder / "last.pt").exists():
-            self.save("last.pt")  # a `best.pt` alone would be no run to go on with
+        self._lead(self._save_first)
         if self.distributed:
             for buffer in self.average.buffers():  # statistics of batches: those of the first process are saved
                 torch.distributed.broadcast(buffer, 0)
@@ -401,8 +429,20 @@ class Trainer:
             self.failed_together = self.distributed
             raise
         self._validated_at = (self.step, self.elapsed_s)
-        if not self.leads:
-            return
+        self._lead(lambda: self._keep(scores))
+
+    def _save_first(self) -> None:
+        if not (self.folder / "last.pt").exists():
+            self.save("last.pt")  # a `best.pt` alone would be no run to go on with
+
+    def _keep(self, scores: dict[str, float]) -> None:
+        """Logs a validation and saves the state, as the best one too if it is."""
+        if math.isnan(scores["score"]) and not self._validated:
+            logger.warning(
+                "%s: the validation has no score, as where no frame of the val split has truth, so the last state "
+                "counts as the best",
+                printable(self.folder),
+            )
         self._validated = scores
         self.log.add("val", self.step, self.elapsed_s, scores)
         logger.info("step %d: %s", self.step, {name: round(value, 4) for name, value in scores.items()})

@@ -85,6 +85,9 @@ def test_what_is_wrong_is_said_of_its_source(tmp_path: Path) -> None:
     config.write_text("minutes = -1\n")
     with pytest.raises(UsageError, match=r"mine\.toml: minutes is -1"):
         gather(tmp_path / "run", None, {}, config, resume=False)
+    config.write_text('backbone = "pvt-v2-b0"\n')
+    with pytest.raises(UsageError, match=r"^command line with .*mine\.toml: --from brings its own model"):
+        gather(tmp_path / "run", None, {"start_from": "x"}, config, resume=False)
 
 
 def test_a_start_brings_its_model(tmp_path: Path) -> None:
@@ -154,23 +157,26 @@ def test_no_data_is_said_at_once() -> None:
 
 
 @pytest.mark.skipif(os.name == "nt", reason="sends POSIX signals")
-def test_ctrl_c_keeps_the_state_and_resume_goes_on(scenes: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("number", "code", "workers"), [(signal.SIGINT, 130, 0), (signal.SIGTERM, 143, 1)])
+def test_a_stop_keeps_the_state_and_resume_goes_on(
+    scenes: Path, tmp_path: Path, number: signal.Signals, code: int, workers: int
+) -> None:
     run = tmp_path / "run"
     command = [
         sys.executable,
         "-c",
         # a test run in a shell's background inherits an ignored SIGINT, which avsseg leaves as it is
         "import signal, avsseg.cli; signal.signal(signal.SIGINT, signal.default_int_handler); avsseg.cli.main()",
-        *arguments(scenes, run, "--epochs", "500", "--set", "validate-minutes=99"),
+        *arguments(scenes, run, "--epochs", "500", "--set", "validate-minutes=99", "--workers", str(workers)),
     ]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         deadline = time.monotonic() + 200
         # the log's first line comes after the first epoch
         while not (run / "train.csv").exists() and time.monotonic() < deadline and process.poll() is None:
             time.sleep(0.2)
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
         _, stderr = process.communicate(timeout=120)
-    assert process.returncode == 130, stderr
+    assert process.returncode == code, stderr
     # before the first validation there is no best one
     assert f"the model so far is {run / 'last.safetensors'}; go on with: avsseg train --resume --out {run}" in stderr
     assert "Traceback" not in stderr
@@ -253,6 +259,9 @@ def test_the_file_of_four_runs_repeats_them(tmp_path: Path) -> None:
     assert gather(tmp_path / "new", "scenes", {}, tmp_path / "stages.toml", resume=False) == first
     with pytest.raises(UsageError, match="its own batch in each"):
         gather(tmp_path / "new", "scenes", {"batch": 2}, tmp_path / "stages.toml", resume=False)
+    for preset in (None, "tiny"):
+        with pytest.raises(UsageError, match=r"stages\.toml: is of all runs of --preset scenes\. Give that, too"):
+            gather(tmp_path / "new", preset, {}, tmp_path / "stages.toml", resume=False)
 
 
 def test_four_runs_without_sound_have_no_agreement(tmp_path: Path) -> None:
@@ -280,6 +289,24 @@ def test_a_stop_too_late_for_one_of_four_runs_keeps_the_next_from_beginning(
     assert begun == ["1-encoders", "2-plain"]
     stopped = capsys.readouterr().err.splitlines()[-1]
     assert stopped == f"stopped after run 2; go on with: avsseg train --resume --out {tmp_path}"
+
+
+def test_another_launcher_s_processes_are_not_torchruns(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "3")
+
+    def run_one(folder: Path, *_: object, **named: object) -> tuple[Path, bool]:
+        folder.mkdir(parents=True)
+        (folder / "best.safetensors").touch()
+        return folder / "best.safetensors", False
+
+    monkeypatch.setattr("avsseg.cli.train._run_one", run_one)
+    best = _run_stages(tmp_path, training_preset("scenes", "ms3"), None, resume=False)
+    assert best.exists()
+    assert capsys.readouterr().err.startswith("run 1 of 4")
 
 
 def test_four_runs_that_cannot_begin_leave_nothing(scenes: Path, tmp_path: Path) -> None:

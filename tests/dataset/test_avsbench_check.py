@@ -91,6 +91,26 @@ def test_a_clip_that_is_listed_again_and_a_table_without_any(tmp_path: Path, obj
     assert result.stderr.endswith("ms3_meta_data.csv: lists no clip\n")
 
 
+def test_the_listing_of_what_sounds_is_read(
+    tmp_path: Path, object_set: Callable[..., Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    object_set(tmp_path / "Multi-sources", "ms3")
+    listing = tmp_path / "Multi-sources" / "clips.json"
+    entry = {"name": "clip_train", "visible": [["star"]] * 5, "sounding": [["star"]] * 5}
+    listing.write_text(json.dumps({"classes": ["star"], "clips": [entry]}))
+    assert run(tmp_path).exit_code == 0
+    warnings = [record.getMessage() for record in caplog.records]
+    assert warnings == [
+        f"{listing}: has no entry for clip_val, clip_test: training with class_weight is not told what sounds there"
+    ]
+    listing.write_text("[]")
+    result = run(tmp_path)
+    assert result.exit_code == 1
+    assert "clips.json: not a listing of clips" in result.stderr
+    problem = reports_of(tmp_path, "ms3")["train"].problems[0]
+    assert (problem.path, problem.kind, problem.state) == (listing, "table", "damaged")
+
+
 def test_problems_are_counted_by_kind(tmp_path: Path, object_set: Callable[..., Path]) -> None:
     data = object_set(tmp_path, "ms3")
     frames, masks = data / "visual_frames/clip_val", data / "gt_masks/val/clip_val"

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 import torch
 
+from avsseg.errors import EnvironmentFault
 from avsseg.media.probe import probe
 from avsseg.media.windows import ClipWindow, clip_windows
-from avsseg.pipeline.scoring import WindowScorer, class_probabilities
+from avsseg.pipeline.scoring import WindowScorer, class_probabilities, memory_faults
 from avsseg.weights import LoadedModel
 
 CPU = torch.device("cpu")
@@ -120,6 +121,22 @@ def test_less_memory_means_fewer_windows_at_once_and_the_same_masks() -> None:
     for (_, probability, _), wanted in zip(found, expected(lengths), strict=True):
         np.testing.assert_array_equal(probability, wanted)
     assert model.together == [1, 8, 4, 2, 2, 2, 2, 1]
+
+
+@pytest.mark.parametrize(
+    ("message", "told"),
+    [
+        ("DataLoader worker (pid 12) is killed by signal: Killed. ", True),
+        ("DataLoader worker (pid(s) 12, 13) exited unexpectedly", True),
+        ("Caught RuntimeError in DataLoader worker process 0.\nTraceback: shapes do not fit", False),
+    ],
+)
+def test_a_fault_in_a_process_that_loads_data_is_not_lack_of_memory(message: str, told: bool) -> None:
+    with (
+        pytest.raises(EnvironmentFault if told else RuntimeError, match="Use --workers 0" if told else "shapes"),
+        memory_faults("here", "Buy some"),
+    ):
+        raise RuntimeError(message)
 
 
 ScoreInThreads = Callable[[LoadedModel, Sequence[Sequence[int]], "int | None"], list[list[np.ndarray]]]

@@ -12,6 +12,7 @@ import torch
 
 from avsseg.data.augment import Augmentation
 from avsseg.data.avsbench import AvsBenchClips
+from avsseg.errors import UsageError
 from avsseg.model.avs_mamba import AvsMamba, normalise
 from avsseg.model.config import AvsMambaConfig
 from avsseg.training.clips import (
@@ -56,6 +57,12 @@ def test_two_processes_share_the_doubled_batch() -> None:
 
 def test_a_set_smaller_than_a_batch_still_trains() -> None:
     assert len(keys(ClipOrder(3, 8, seed=0), 2)[1]) == 3
+
+
+def test_each_process_needs_a_clip() -> None:
+    said = r"1 training clips for 2 processes: each needs one of its own\. Give --nproc-per-node 1 or less"
+    with pytest.raises(UsageError, match=said):
+        ClipOrder(1, 2, seed=0, world=2)
 
 
 def test_batches_do_not_depend_on_workers(scenes: Path) -> None:
@@ -139,9 +146,10 @@ def test_loss_of_two_soundtracks_is_that_of_the_clips_one_by_one(scenes: Path) -
     torch.testing.assert_close(objective(batch)[0], (apart[0] + apart[1]) / 2)
 
 
-def test_classes_of_what_sounds_are_told_where_one_alone_is_seen(scenes: Path) -> None:
+@pytest.mark.parametrize("side", [32, 40])
+def test_classes_of_what_sounds_are_told_where_one_alone_is_seen(scenes: Path, side: int) -> None:
     torch.manual_seed(0)
-    clips = AvsBenchClips(scenes, "ms3", "train", size=32, list_sounds=True)
+    clips = AvsBenchClips(scenes, "ms3", "train", size=side, list_sounds=True)
     classes = len(clips.sound_classes)
     assert classes > 2
     model = AvsMamba(replace(NARROW, heard_classes=classes))
@@ -168,7 +176,9 @@ def test_classes_of_what_sounds_are_told_where_one_alone_is_seen(scenes: Path) -
             sounds=2,  # type: ignore[union-attr, arg-type]
         )
         pixels = objective.seen_head(stages.mask_feature[0, 1][None])[0]
-        marked = masks[0, 0, 1, ::4, ::4] > 0
+        # the model pads pictures at the right and the bottom
+        marked = torch.zeros(pixels.shape[-2:], dtype=torch.bool)
+        marked[: side // 4, : side // 4] = masks[0, 0, 1, ::4, ::4] > 0
         seen = -pixels.log_softmax(0)[1][marked].mean()
         logits = model.heard_head(stages.embedding)
         told = [

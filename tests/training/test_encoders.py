@@ -22,6 +22,7 @@ from avsseg.training.checkpoints import load_checkpoint
 from avsseg.training.clips import ClipBatch, ClipOrder, batch_tensor, clip_batches
 from avsseg.training.encoders import (
     CROPS,
+    SHIFT,
     Change,
     EncoderObjective,
     encoder_batches,
@@ -114,7 +115,8 @@ def test_half_of_the_crops_are_mirrored() -> None:
 
 def told_apart(clips: AvsBenchClips) -> EncoderObjective:
     torch.manual_seed(0)
-    return EncoderObjective(AvsMamba(preset("avs-mamba-tiny", heard_classes=len(clips.sound_classes))))
+    model = AvsMamba(preset("avs-mamba-tiny", heard_classes=len(clips.sound_classes)))
+    return EncoderObjective(model, Change(SHIFT, flip=True))
 
 
 def test_frames_in_which_one_class_alone_sounds_and_is_seen_are_learned_from(scenes: Path) -> None:
@@ -126,7 +128,7 @@ def test_frames_in_which_one_class_alone_sounds_and_is_seen_are_learned_from(sce
         for t in range(5)
         if example.heard[t].sum() == 1 and example.masks[t].any()
     ]
-    sounding = sounding_frames(clips)
+    sounding = sounding_frames(clips, "train")
     assert 0 < len(wanted) < 5 * len(plain)
     assert sounding.classes.tolist() == [label for _, _, label in wanted]
     assert torch.equal(sounding.frames, torch.stack([frame for frame, _, _ in wanted]))
@@ -140,13 +142,16 @@ def test_without_such_a_frame_there_is_an_error(scenes: Path, tmp_path: Path) ->
     for clip in listed["clips"]:
         clip["sounding"] = [[] if t else ["star 0"] for t in range(5)] if clip["split"] == "test" else [[]] * 5
     listing.write_text(json.dumps(listed))
-    with pytest.raises(DataError, match="data: in no frame one class alone sounds"):
-        sounding_frames(AvsBenchClips(data, "ms3", "train", size=32, list_sounds=True))
+    said = "data: in no frame of the {} split one class alone sounds and is marked.* Add such clips, or leave it out"
+    with pytest.raises(DataError, match=said.format("train")):
+        sounding_frames(AvsBenchClips(data, "ms3", "train", size=32, list_sounds=True), "train")
+    with pytest.raises(DataError, match=said.format("val")):
+        encoder_validation(AvsBenchClips(data, "ms3", "val", size=32, list_sounds=True))
 
 
 def test_batches_go_on_where_they_stopped_and_differ_between_processes(scenes: Path) -> None:
     clips = AvsBenchClips(scenes, "ms3", "train", size=32, augmentation=Augmentation(), seed=5, list_sounds=True)
-    sounding = sounding_frames(clips)
+    sounding = sounding_frames(clips, "train")
 
     def drawn(**where: int) -> list[ClipBatch]:
         order = ClipOrder(len(clips), 1, seed=5, **where)
@@ -167,7 +172,7 @@ def test_losses_are_of_marked_pixels_and_of_seconds_in_which_something_listed_so
     clips = AvsBenchClips(scenes, "ms3", "train", size=64, list_sounds=True)
     objective = told_apart(clips).eval()
     order = ClipOrder(len(clips), 2, seed=0)
-    batch = next(iter(encoder_batches(clip_batches(clips, order, 0), sounding_frames(clips), None, order)))
+    batch = next(iter(encoder_batches(clip_batches(clips, order, 0), sounding_frames(clips, "train"), None, order)))
     batch.update({name: batch_tensor(batch, name)[:3].clone() for name in ("frames", "marked", "classes")})
     heard, log_mel, marked = (batch_tensor(batch, name) for name in ("heard", "log_mel", "marked"))
     heard.zero_()
@@ -203,17 +208,26 @@ def test_losses_are_of_marked_pixels_and_of_seconds_in_which_something_listed_so
 def test_crops_change_in_training_alone(scenes: Path) -> None:
     clips = AvsBenchClips(scenes, "ms3", "train", size=64, list_sounds=True)
     objective = told_apart(clips)
-    batch = sounding_frames(clips)._asdict()
+    batch = sounding_frames(clips, "train")._asdict()
     still = [objective.eval()._seen(batch)[1] for _ in range(2)]
     changed = [objective.train()._seen(batch)[1] for _ in range(2)]
     assert torch.equal(still[0], still[1])
     assert not torch.equal(changed[0], changed[1])
 
 
+def test_without_augmentation_crops_do_not_change(tmp_path: Path, quick: TrainingSettings) -> None:
+    run = TrainingRun(tmp_path / "run", replace(quick, stage="encoders", augment=False))
+    objective = run.trainer.objective
+    assert isinstance(objective, EncoderObjective)
+    batch = sounding_frames(run.clips, "train")._asdict()
+    still = [objective.train(training)._seen(batch)[1] for training in (False, True)]
+    assert torch.equal(still[0], still[1])
+
+
 def test_validation_counts_what_is_told_right(scenes: Path) -> None:
     clips = AvsBenchClips(scenes, "ms3", "train", size=64, list_sounds=True)
     objective = told_apart(clips).eval()
-    alone = sounding_frames(clips).classes.tolist()
+    alone = sounding_frames(clips, "train").classes.tolist()
     seconds = torch.cat([clips[index].heard for index in range(len(clips))])
     always = max(set(alone), key=alone.count)
     told, last = objective.model.heard_head, objective.class_head

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import itertools
+import json
 import math
 import os
 import shutil
@@ -18,7 +19,7 @@ import torch.multiprocessing
 
 from avsseg.errors import AvssegError, DataError, EnvironmentFault, OutputError, UsageError
 from avsseg.training.checkpoints import load_checkpoint
-from avsseg.training.run import TrainingRun
+from avsseg.training.run import ENCODERS, TrainingRun
 from avsseg.training.settings import TrainingSettings
 from avsseg.training.start import build_model
 from avsseg.training.trainer import Interrupted, NonFiniteError, Progress
@@ -109,17 +110,53 @@ def test_classes_that_nothing_lists_cannot_be_told(tmp_path: Path, quick: Traini
     TrainingRun(tmp_path / "run", replace(unlisted, mute=True))
 
 
-def test_a_run_stopped_in_its_last_step_is_validated_when_it_goes_on(tmp_path: Path, quick: TrainingSettings) -> None:
+def test_a_run_goes_on_with_the_classes_that_it_began_with(tmp_path: Path, quick: TrainingSettings) -> None:
+    told = replace(quick, class_weight=0.5, epochs=1)
+    TrainingRun(tmp_path / "run", told).train()
+    data = shutil.copytree(quick.data, tmp_path / "data")
+    listing = data / "Multi-sources" / "clips.json"
+    other = replace(told, data=str(data))
+    first = TrainingRun(tmp_path / "run", other, resume=True).clips.sound_classes[0]
+    whole = listing.read_text()
+    listing.write_text(whole.replace(first, f"other {first}"))
+    said = r"data: lists other classes of sound than the clips that .*run began with\. Go on with those"
+    with pytest.raises(UsageError, match=said):
+        TrainingRun(tmp_path / "run", other, resume=True)
+    # earlier versions kept how many there were alone
+    model = tmp_path / "run" / "model.json"
+    kept = json.loads(model.read_text())
+    assert len(kept.pop("heard")) == kept["heard_classes"]
+    model.write_text(json.dumps(kept))
+    entries = json.loads(whole)
+    entries["clips"] = [{**clip, "sounding": [[*s, "one more"] for s in clip["sounding"]]} for clip in entries["clips"]]
+    listing.write_text(json.dumps(entries))
+    with pytest.raises(UsageError, match=said):
+        TrainingRun(tmp_path / "run", other, resume=True)
+    listing.write_text(whole)
+    TrainingRun(tmp_path / "run", other, resume=True)
+
+
+def test_a_model_that_is_not_the_run_s_is_said(tmp_path: Path, quick: TrainingSettings) -> None:
+    TrainingRun(tmp_path / "run", replace(quick, epochs=1)).train()
+    for text, said in (
+        ("{}", r'last\.pt: is of another model \(Missing key.*"model\.'),
+        ("[]", r"model\.json: cannot be read"),
+    ):
+        (tmp_path / "run" / "model.json").write_text(text)
+        with pytest.raises(AvssegError, match=said):
+            TrainingRun(tmp_path / "run", replace(quick, epochs=1), resume=True)
+
+
+def test_a_run_stopped_in_its_last_step_is_whole(tmp_path: Path, quick: TrainingSettings) -> None:
     def stop(progress: Progress) -> None:
         if progress.step == 4:
             run.trainer.request_stop()
 
     run = TrainingRun(tmp_path / "run", quick, listener=stop)
-    run.train()
-    assert [row["step"] for row in validated(tmp_path / "run")] == ["2"]
-    for _ in range(2):  # and once only
-        TrainingRun(tmp_path / "run", quick, resume=True).train()
-        assert [row["step"] for row in validated(tmp_path / "run")] == ["2", "4"]
+    assert run.train() == tmp_path / "run" / "best.safetensors"
+    assert [row["step"] for row in validated(tmp_path / "run")] == ["2", "4"]
+    TrainingRun(tmp_path / "run", quick, resume=True).train()  # which has nothing left to do
+    assert [row["step"] for row in validated(tmp_path / "run")] == ["2", "4"]
     assert (tmp_path / "run" / "best.safetensors").exists()
 
 
@@ -153,6 +190,40 @@ def test_accumulation_equals_a_larger_batch(tmp_path: Path, quick: TrainingSetti
     for name, tensor in large.items():
         if tensor.is_floating_point():
             assert torch.allclose(tensor, parts[name], atol=2e-4), name
+
+
+def test_epochs_are_passes_over_the_clips_whatever_makes_a_step(tmp_path: Path, quick: TrainingSettings) -> None:
+    # an epoch has four batches
+    for accumulate, steps, frozen, between in ((1, 12, 4, 4), (3, 4, 2, 2), (8, 2, 1, 1), (100, 1, 1, 1)):
+        changed = replace(quick, batch=1, epochs=3, freeze_epochs=1, accumulate=accumulate)
+        settings = TrainingRun(tmp_path / str(accumulate), changed).trainer.settings
+        assert (settings.steps, settings.frozen_steps, settings.validate_steps) == (steps, frozen, between)
+
+
+def test_frozen_encoders_keep_their_statistics_and_gather_them_later(tmp_path: Path, quick: TrainingSettings) -> None:
+    # the first epoch ends within the second of three steps
+    settings = replace(quick, batch=1, accumulate=3, epochs=2, freeze_epochs=1, frozen_statistics="no")
+    statistics: list[dict[str, torch.Tensor]] = []
+
+    def note(progress: Progress) -> None:
+        state = run.trainer.objective.state_dict()
+        encoders = {name: tensor for name, tensor in state.items() if name.startswith(ENCODERS) and "running" in name}
+        statistics.append({name: tensor.clone() for name, tensor in encoders.items()})
+
+    def stop(progress: Progress) -> None:
+        if progress.step == 1:
+            run.trainer.request_stop()
+
+    run = TrainingRun(tmp_path / "whole", settings, listener=note)
+    note(Progress(0, 0, 0, {}, {}))
+    run.train()
+    assert all(torch.equal(statistics[2][name], tensor) for name, tensor in statistics[0].items())
+    assert not any(torch.equal(statistics[3][name], tensor) for name, tensor in statistics[0].items())
+    run = TrainingRun(tmp_path / "parts", settings, listener=stop)
+    with pytest.raises(Interrupted):
+        run.train()
+    TrainingRun(tmp_path / "parts", settings, resume=True).train()
+    assert states_equal(*(tmp_path / name / "last.pt" for name in ("whole", "parts")))
 
 
 def test_frozen_encoders_stay_for_their_epochs(tmp_path: Path, quick: TrainingSettings) -> None:

@@ -61,6 +61,15 @@ def test_lines_beyond_a_step_and_those_cut_short_are_dropped(tmp_path: Path) -> 
     assert [row[0] for row in read(tmp_path / "val.csv")] == ["step", "20", "40"]
 
 
+def test_lines_without_a_step_are_dropped(tmp_path: Path) -> None:
+    log = RunLog(tmp_path)
+    log.add("train", 20, 0.0, {"loss": 1.0})
+    with (tmp_path / "train.csv").open("a") as file:
+        file.write("twenty,0.0,1.0\n\n")
+    log.forget_after(60, 60)
+    assert [row[0] for row in read(tmp_path / "train.csv")] == ["step", "20"]
+
+
 def test_tensorboard_gets_the_same(tmp_path: Path) -> None:
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     RunLog(tmp_path, tensorboard=True).add("train", 20, 0.0, {"loss": 0.5})

@@ -16,13 +16,16 @@ import torch.multiprocessing
 
 from avsseg.data.avsbench import AvsBenchClips, ClipExample
 from avsseg.data.synthetic_dataset import SynthSettings, write_dataset
-from avsseg.errors import AvssegError, DataError
-from avsseg.training.checkpoints import load_checkpoint
+from avsseg.errors import AvssegError, DataError, OutputError
+from avsseg.training import run
+from avsseg.training.checkpoints import load_checkpoint, save_checkpoint
 from avsseg.training.clips import ClipBatch, ClipObjective, batch_tensor, validation
 from avsseg.training.distributed import process_group
 from avsseg.training.encoders import EncoderObjective, encoder_validation
 from avsseg.training.run import TrainingRun
+from avsseg.training.run_log import RunLog
 from avsseg.training.settings import TrainingSettings
+from avsseg.training.trainer import Trainer
 from avsseg.weights.store import load_model
 
 
@@ -60,6 +63,14 @@ def scenes_with_val(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def _resumed_alone(run: Path, settings: TrainingSettings) -> TrainingRun:
+    """A run of two processes, which would be refused if it said so."""
+    state = load_checkpoint(run / "last.pt")
+    assert state.pop("processes") == 2
+    save_checkpoint(run / "last.pt", state)
+    return TrainingRun(run, settings, resume=True)
+
+
 def test_two_processes_share_the_validation_of_the_first_one_s_model(
     tmp_path: Path, quick: TrainingSettings, scenes_with_val: Path
 ) -> None:
@@ -68,7 +79,7 @@ def test_two_processes_share_the_validation_of_the_first_one_s_model(
     torch.multiprocessing.spawn(_one_of_two, (tmp_path, settings), nprocs=2)
     with (tmp_path / "two" / "val.csv").open() as file:
         shared = [row for row in csv.DictReader(file)][-1]
-    whole = TrainingRun(tmp_path / "two", settings, resume=True)
+    whole = _resumed_alone(tmp_path / "two", settings)
     assert whole.val is not None
     alone = validation(whole.val)(whole.trainer.average)
     assert alone["score"] > 0
@@ -107,7 +118,7 @@ def test_two_processes_share_the_validation_of_encoders(
         shared = [row for row in csv.DictReader(file)][-1]
     monkeypatch.setattr(EncoderObjective, "right_seen", _ladders_seen)
     monkeypatch.setattr(EncoderObjective, "right_heard", _some_heard)
-    whole = TrainingRun(tmp_path / "two", settings, resume=True)
+    whole = _resumed_alone(tmp_path / "two", settings)
     assert whole.val is not None
     alone = encoder_validation(whole.val)(whole.trainer.average)
     assert 0 < alone["seen"] < 1
@@ -117,12 +128,8 @@ def test_two_processes_share_the_validation_of_encoders(
 
 def _one_of_two_that_fail(rank: int, folder: Path, settings: TrainingSettings, failing: int, what: str) -> None:
     torch.set_num_threads(1)
-    forward, fetch, losses, clips = (
-        ClipObjective.forward,
-        AvsBenchClips.__getitem__,
-        itertools.count(),
-        itertools.count(),
-    )
+    forward, fetch = ClipObjective.forward, AvsBenchClips.__getitem__
+    losses, clips, writes = itertools.count(), itertools.count(), itertools.count()
 
     def spoilt(self: ClipObjective, batch: ClipBatch) -> tuple[torch.Tensor, dict[str, float]]:
         loss, logged = forward(self, batch)
@@ -138,10 +145,19 @@ def _one_of_two_that_fail(rank: int, folder: Path, settings: TrainingSettings, f
             raise DataError("5.png: is damaged")
         return fetch(self, index)
 
+    def full(*_: object) -> None:
+        if what == "model" or next(writes) == {"log": 2, "save": 3}[what]:  # in the second step
+            raise OutputError("No space left on device")
+
     if rank == failing:
+        writers = {"log": (RunLog, "add"), "save": (Trainer, "save"), "model": (run, "export")}
         of_clips = {"file": damaged, "val": damaged_val}
         if what == "loss":
             ClipObjective.forward = spoilt  # type: ignore[method-assign]
+        elif what in writers:
+            owner, name = writers[what]
+            write = getattr(owner, name)
+            setattr(owner, name, lambda *given: (full(), write(*given)))
         else:
             AvsBenchClips.__getitem__ = of_clips[what]  # type: ignore[method-assign]
     try:
@@ -159,6 +175,9 @@ def _one_of_two_that_fail(rank: int, folder: Path, settings: TrainingSettings, f
         ("loss", 1, 2, "NonFiniteError: .*two: the loss is nan at step 1"),
         ("file", 1, 1, "DataError: 5.png: is damaged"),
         ("val", 1, 1, "DataError: 5.png: is damaged"),
+        ("log", 0, 1, "OutputError: No space left on device"),
+        ("save", 0, 1, "OutputError: No space left on device"),
+        ("model", 0, 1, "OutputError: No space left on device"),
     ],
 )
 def test_what_ends_one_process_ends_both_and_leaves_the_best(
@@ -178,7 +197,7 @@ def test_what_ends_one_process_ends_both_and_leaves_the_best(
     other = (tmp_path / f"{1 - failing}.txt").read_text()
     where = data if what == "val" else tmp_path / "two"
     assert other == f"OtherProcessError: {where}: another process of the run failed and tells why"
-    assert load_model(tmp_path / "two" / "best.safetensors")
+    assert what == "model" or load_model(tmp_path / "two" / "best.safetensors")
 
 
 @pytest.mark.parametrize("stage", ["encoders", "plain"])

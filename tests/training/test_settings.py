@@ -28,7 +28,9 @@ def test_the_papers_recipe(subset: str, size: int, batch: int, epochs: int) -> N
 
 
 def test_a_file_keeps_every_setting(tmp_path: Path) -> None:
-    settings = TrainingSettings(data='a "quoted" \\ path\nof two lines', subset="s4", minutes=1.5, mute=True, workers=0)
+    settings = TrainingSettings(
+        data='a "quoted" \\ path\nof two lines\x7f\x1b', subset="s4", minutes=1.5, mute=True, workers=0
+    )
     write_toml(tmp_path / "settings.toml", settings)
     assert with_changes(TrainingSettings(), read_toml(tmp_path / "settings.toml"), where="file") == settings
 
@@ -50,6 +52,9 @@ def test_a_file_keeps_every_setting(tmp_path: Path) -> None:
         ({"learning_rate": -1.0}, "not negative"),
         ({"precision": "fp8"}, "precision"),
         ({"seed": -1}, "seed is -1"),
+        ({"seed": 10**14}, "seed is 100000000000000, must be 1000000000000 at most"),
+        ({"threads": 10**11}, "threads is 100000000000, must be 1024 at most"),
+        ({"audio_mix": 2}, "audio_mix is 2.0, must be 0 to 1"),
         ({"data": "caf\udce9"}, "the name is not UTF-8"),
         ({"pair": 1.5}, "pair is 1.5, must be 0 to 1"),
         ({"resize": 0.5}, "resize is 0.5, must be 1"),

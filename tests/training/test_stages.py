@@ -70,6 +70,16 @@ def test_what_is_given_counts_for_all_runs() -> None:
     assert [settings.backbone for settings in runs] == ["resnet50", "", "", ""]
 
 
+def test_encoders_see_other_colours_twice_as_often() -> None:
+    for given, first in ((0.0, 0.0), (0.4, 0.8), (0.5, 1.0), (0.8, 1.0)):
+        runs = [settings for _, settings in scene_stages(OUT, scenes(recolour=given))]
+        assert [settings.recolour for settings in runs] == [first, given, given, given]
+
+
+def test_the_smallest_pictures_stay_some() -> None:
+    assert [settings.size for _, settings in scene_stages(OUT, scenes(size=10))] == [10, 10, 32, 32]
+
+
 def test_without_sound_the_encoders_still_learn_from_it() -> None:
     runs = [settings for _, settings in scene_stages(OUT, scenes(mute=True, agreement=False))]
     assert [settings.mute for settings in runs] == [False, True, True, True]

@@ -8,13 +8,14 @@ import math
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import torch.multiprocessing
 from torch import Tensor, nn
 
-from avsseg.errors import AvssegError, OutputError
+from avsseg.errors import AvssegError, OutputError, UsageError
 from avsseg.training.checkpoints import load_checkpoint, save_checkpoint
 from avsseg.training.distributed import process_group
 from avsseg.training.trainer import NonFiniteError, Trainer, TrainerSettings, Validation, parameter_groups
@@ -99,6 +100,13 @@ def test_a_gradient_that_is_not_finite_names_every_clip_of_the_step(tmp_path: Pa
         trainer.train(iter([{"name": ["a", "b"]}, {"name": ["c", "d"]}]))
 
 
+def test_a_gradient_that_stays_no_number_ends_a_run_with_a_scaler(tmp_path: Path) -> None:
+    trainer = Trainer(WithoutGradient(), tmp_path, TrainerSettings(steps=300))
+    trainer.scaler = torch.amp.GradScaler("cpu")  # as of fp16, which halves its scale of 65536 each time
+    with pytest.raises(NonFiniteError, match=r"the gradient is nan at step 17 \(clips a\)"):
+        trainer.train({"name": ["a"]} for _ in range(300))
+
+
 def scores(*values: float) -> Validation:
     """A validation that gives these scores, one after the other."""
     remaining = iter(values)
@@ -136,6 +144,60 @@ def test_a_kill_between_two_files_loses_no_best_model(
         assert [row["step"] for row in csv.DictReader(file)] == ["5", "10", "15", "20"]
 
 
+def test_a_run_that_is_to_stop_in_its_last_step_is_validated(tmp_path: Path) -> None:
+    def stopped(validate: Validation) -> Trainer:
+        trainer = make(tmp_path, steps=20)
+        first = 20 if trainer.restore() else 0
+        trainer.listener = lambda progress: trainer.request_stop() if progress.step == 20 else None
+        trainer.train(batches(first), validate)
+        return trainer
+
+    def stop_at_once(_: nn.Module) -> dict[str, float]:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        stopped(stop_at_once)
+    assert load_checkpoint(tmp_path / "last.pt")["step"] == 20
+    stopped(scores(1))
+    assert load_checkpoint(tmp_path / "best.pt")["step"] == 20
+    (tmp_path / "last.pt").unlink()
+    assert stopped(scores(2)).best_score == 2
+
+
+def test_a_validation_without_a_score_is_said_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    make(tmp_path, steps=20, validate_steps=5).train(batches(), scores(*[math.nan] * 4))
+    assert not (tmp_path / "best.pt").exists()
+    warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert len(warnings) == 1
+    assert warnings[0].startswith(f"{tmp_path}: the validation has no score")
+
+
+def test_a_run_goes_on_in_as_many_processes(tmp_path: Path) -> None:
+    began, goes_on = make(tmp_path, steps=20), make(tmp_path, steps=20)
+    for before, now, how in ((2, 1, "with torchrun --nproc-per-node 2"), (1, 2, "without torchrun")):
+        began.world, goes_on.world = before, now
+        began.save("last.pt")
+        said = rf"last\.pt: the processes of the run were {before} and are {now} now.* Resume it {how}"
+        with pytest.raises(UsageError, match=said):
+            goes_on.restore()
+    goes_on.world = 1
+    assert goes_on.restore()
+
+
+@pytest.mark.parametrize(
+    ("state", "reason"),
+    [
+        ([1, 2], r"not a checkpoint that can be read \(holds a list\)"),
+        ({"objective": {}}, r"is of another model \(Missing key\(s\) in state_dict: \"A_logs\".*\)\. Choose another"),
+        ({"objective": 3}, r"is of another model \(Expected state_dict to be dict-like.*\)\. Choose another"),
+    ],
+)
+def test_a_checkpoint_of_something_else_is_named(tmp_path: Path, state: Any, reason: str) -> None:
+    save_checkpoint(tmp_path / "last.pt", state)
+    with pytest.raises(AvssegError, match=rf"last\.pt: {reason}"):
+        make(tmp_path).restore()
+
+
 def test_the_best_of_an_older_run_in_the_folder_is_not_gone_on_with(tmp_path: Path) -> None:
     make(tmp_path, steps=20).train(batches(), scores(1))
     (tmp_path / "last.pt").unlink()
@@ -147,10 +209,11 @@ def test_the_best_of_an_older_run_in_the_folder_is_not_gone_on_with(tmp_path: Pa
 
 def test_checkpoints_without_what_later_versions_added_are_read(tmp_path: Path) -> None:
     make(tmp_path, steps=20).train(batches(), scores(1), until=0.5)
+    added = ("run", "validated_at", "processes")
     for name in ("last.pt", "best.pt"):
         state = load_checkpoint(tmp_path / name)
         assert state["step"] == 10
-        save_checkpoint(tmp_path / name, {k: v for k, v in state.items() if k not in ("run", "validated_at")})
+        save_checkpoint(tmp_path / name, {k: v for k, v in state.items() if k not in added})
     again = make(tmp_path, steps=20)
     assert again.restore()
     again.train(batches(10), scores(2))
