@@ -103,7 +103,7 @@ def heard_track(info: VideoInfo, wanted: int | None = None) -> int | None:
     count = len(info.audio_codecs)
     if wanted > count:
         there = f"{count or 'no'} audio track{'' if count == 1 else 's'}, so there is no audio track {wanted}"
-        choice = f"Give one from 1 to {count}." if count > 1 else "Give none."
+        choice = f"Give one from 1 to {count}." if count > 1 else "Leave it out."
         raise MediaError(info.path, f"has {there}", choice)
     if info.audio_codecs[wanted - 1] == "none":
         raise MediaError(info.path, f"audio track {wanted} is empty or of an unknown codec", "Give another or none.")

@@ -240,4 +240,4 @@ def test_the_audio_track_can_be_chosen(
 ) -> None:
     outcome = avsseg_main("run", clip, "--out", tmp_path / "o.json", "--audio-track", "2", *SMALL)
     assert outcome.returncode == 1
-    assert "has 1 audio track, so there is no audio track 2. Give none." in outcome.stderr
+    assert "has 1 audio track, so there is no audio track 2. Leave it out." in outcome.stderr

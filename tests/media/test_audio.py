@@ -227,7 +227,7 @@ def test_a_track_that_is_flagged_is_heard_before_the_first(each_ffmpeg, two_trac
 def test_a_track_that_is_not_there_is_an_error(two_tracks, barcode_video):
     with pytest.raises(MediaError, match=r"has 2 audio tracks, so there is no audio track 3\. Give one from 1 to 2\."):
         read_audio(probe(two_tracks), track=3)
-    with pytest.raises(MediaError, match=r"has no audio tracks, so there is no audio track 1\. Give none\."):
+    with pytest.raises(MediaError, match=r"has no audio tracks, so there is no audio track 1\. Leave it out\."):
         read_audio(probe(barcode_video("short").path), track=1)
 
 
