@@ -156,7 +156,10 @@ def test_a_start_that_is_interrupted_ends_quietly(
     done = subprocess.run([sys.executable, "-c", STARTS_INTERRUPTED], capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
 
-    monkeypatch.setattr(avsseg.cli, "app", lambda: signal.raise_signal(signal.SIGINT))
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(avsseg.cli, "app", interrupted)
     monkeypatch.setattr(atexit, "register", lambda _: None)  # this process is to end as it would
     assert avsseg_main().returncode == 130
 
