@@ -14,6 +14,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
+import torch
 
 from avsseg.media.ffmpeg import find_ffmpeg
 from avsseg.model.avs_mamba import AvsMamba
@@ -63,12 +64,14 @@ def truncated_clip(make_video: Callable[..., Path], tmp_path_factory: pytest.Tem
 
 @pytest.fixture(scope="session")
 def untrained_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkpoint of a narrow AVS-Mamba with random weights, and marked so."""
+    """A checkpoint of a narrow AVS-Mamba with random weights, the same in every run, and marked so."""
     config = AvsMambaConfig(
         backbone="pvt_v2_b0", audio_encoder="compact", dim=32, state_size=2, head_hidden=8, head_channels=(8, 4)
     )
     path = tmp_path_factory.mktemp("weights") / "untrained.safetensors"
-    save_model(path, AvsMamba(config), trained=False)
+    with torch.random.fork_rng(devices=()):
+        torch.manual_seed(0)
+        save_model(path, AvsMamba(config), trained=False)
     return path
 
 

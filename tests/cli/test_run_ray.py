@@ -87,6 +87,8 @@ def test_a_killed_worker_costs_nothing_and_results_are_those_of_the_local_engine
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    # sums round in another order with another number of threads, which moves a pixel of some masks
+    options = (*options, "--threads", "1")
     command = ("run", "-r", videos.name, "--out", "ray", *options, "--json")
     process = start_avsseg(*command, "--engine", "ray", "--jobs", "1")
     os.kill(worker_at_work(process, tmp_path / "ray", "long.json", set()), signal.SIGKILL)
@@ -102,12 +104,12 @@ def test_a_killed_worker_costs_nothing_and_results_are_those_of_the_local_engine
     assert lines["videos/short.mp4"]["outputs"] == [str(Path("ray/short.json"))]
     assert "3 done, 0 skipped, 1 failed" in stderr
     assert "Traceback" not in stderr
-    local = avsseg_main("run", "-r", videos.name, "--out", "local", *options, "--threads", "1")
+    local = avsseg_main("run", "-r", videos.name, "--out", "local", *options)
     assert local.returncode == 1
     assert sorted(results(tmp_path / "ray")) == ["long.json", "short.json", "sub/silent.json"]
     assert results(tmp_path / "ray") == results(tmp_path / "local")
     # one journal, which the local engine goes on with
-    again = avsseg_main(*command, "--threads", "1")
+    again = avsseg_main(*command)
     assert [json.loads(line)["status"] for line in again.stdout.splitlines()].count("skipped") == 3
 
 
