@@ -13,6 +13,7 @@ Messages say what is wrong, with which file or value, and what to do next, in on
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 
@@ -72,3 +73,9 @@ def printable(path: Path | str) -> str:
         else c.encode("unicode_escape").decode("ascii")
         for c in str(path)
     )
+
+
+def first_of(names: Sequence[Path | str], count: int = 3) -> str:
+    """The first of the names on one line, and how many more there are."""
+    more = f" and {len(names) - count} more" if len(names) > count else ""
+    return ", ".join(map(printable, names[:count])) + more

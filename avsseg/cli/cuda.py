@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import ctypes
-import shlex
 import sys
 from dataclasses import dataclass
+
+from avsseg.cli.shell import quoted
 
 PYTORCH_INDEX = "https://download.pytorch.org/whl/"
 
@@ -126,10 +127,9 @@ def pip_command(
     first, end = build.pytorch
     same = first <= _version(torch_version) < end
     wanted = f"torch=={torch_version.split('+')[0]}" if same else f"torch>={_text(first)},<{_text(end)}"
-    quote = _quoted if platform == "win32" else shlex.quote
     # without --force-reinstall pip finds the version installed already
     return (
-        f"{quote(sys.executable)} -m pip install --force-reinstall {quote(wanted)} "
+        f"{quoted(sys.executable, platform)} -m pip install --force-reinstall {quoted(wanted, platform)} "
         f"--index-url {PYTORCH_INDEX}{build.name}"
     )
 
@@ -155,11 +155,6 @@ def _has_kernels(cuda: Version, capability: Version) -> bool:
 
 def _driver(platform: str) -> ctypes.CDLL:
     return ctypes.CDLL("nvcuda.dll" if platform == "win32" else "libcuda.so.1")
-
-
-def _quoted(word: str) -> str:
-    """As cmd.exe and PowerShell take a word whole."""
-    return f'"{word}"'
 
 
 def _text(version: Version) -> str:

@@ -19,7 +19,7 @@ from torch.utils.data import Dataset
 from avsseg.data.augment import Augmentation, augment, augment_sound
 from avsseg.data.avsbench_files import mask_values, open_image, open_mask, read_sound, read_wav
 from avsseg.data.avsbench_layout import (
-    AVSS_SECONDS,
+    MOST_SECONDS,
     SECONDS,
     ClipFiles,
     SplitName,
@@ -94,7 +94,7 @@ class AvsBenchClips(Dataset[ClipExample]):
         self.root = root
         self.subset: Subset = subset
         self.num_classes = len(CLASS_NAMES) if subset == "avss" else 1
-        self.seconds = max(AVSS_SECONDS.values()) if subset == "avss" else SECONDS
+        self.seconds = MOST_SECONDS[subset]
         self.size = size
         self.truth_size = size if truth_size is None else truth_size
         self.augmentation = augmentation

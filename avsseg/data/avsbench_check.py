@@ -31,7 +31,7 @@ from avsseg.data.avss_classes import check_label_table
 from avsseg.data.layout_writer import LISTING_NAME
 from avsseg.data.listing import read_listing
 from avsseg.data.log_mel_files import ForeignContentError
-from avsseg.errors import DataError, MediaError, printable
+from avsseg.errors import DataError, MediaError, first_of, printable
 
 logger = logging.getLogger(__name__)
 
@@ -256,10 +256,9 @@ def _what_sounds(root: Path, subset: Subset, by_split: Mapping[SplitName, Sequen
     unlisted = [files.name for clips in by_split.values() for files in clips if files.name not in listed]
     if table.is_file() and unlisted:
         logger.warning(
-            "%s: has no entry for %s%s: training with class_weight is not told what sounds there",
+            "%s: has no entry for %s: training with class_weight is not told what sounds there",
             printable(table),
-            ", ".join(map(printable, unlisted[:3])),
-            f" and {len(unlisted) - 3} more clips" if len(unlisted) > 3 else "",
+            first_of(unlisted),
         )
     return []
 

@@ -30,6 +30,7 @@ SUBSETS: tuple[Subset, ...] = get_args(Subset)
 SPLITS: tuple[SplitName, ...] = get_args(SplitName)
 SECONDS = 5
 AVSS_SECONDS = {"v1s": 5, "v1m": 5, "v2": 10}
+MOST_SECONDS: dict[Subset, int] = {"s4": SECONDS, "ms3": SECONDS, "avss": max(AVSS_SECONDS.values())}
 LABEL_TABLE = "label2idx.json"
 _PICTURES = (".png", ".jpg", ".jpeg")
 _FOLDERS: dict[Subset, tuple[str, ...]] = {

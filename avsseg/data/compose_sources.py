@@ -42,7 +42,7 @@ from PIL import ExifTags, Image
 
 from avsseg.data.avsbench import SplitName, open_image
 from avsseg.data.compose_splits import TABLE_NAME, Kind, Row, draw_splits, read_table, read_text
-from avsseg.errors import DataError, MediaError, UsageError, printable
+from avsseg.errors import DataError, MediaError, UsageError, first_of, printable
 from avsseg.media.audio import SAMPLE_RATE_HZ
 from avsseg.media.ffmpeg import FfmpegProcess, command, media_input
 from avsseg.writers.base import of_the_system
@@ -71,7 +71,6 @@ _TURNS = {
 _SIDEWAYS = {_TURNS[orientation] for orientation in (5, 6, 7, 8)}
 LONGEST_SOUND_S = 60
 # of several files with the same fault, as many are named
-_NAMED = 3
 
 
 @dataclass(frozen=True)
@@ -190,7 +189,7 @@ def read_sources(images: Path, masks: Path, sounds: Path, *, jobs: int = 4, unre
     heard_in = [(sounds / sound.name, sound.class_index) for sound in recordings]
     split_pictures, picture_groups = _with_splits(images, picture_rows, pictures, shown, unrelated)
     split_sounds, sound_groups = _with_splits(sounds, sound_rows, recordings, heard_in, unrelated)
-    warnings = tuple(f"{what} are left out: {_first(paths)}" for what, paths in unused.items() if paths)
+    warnings = tuple(f"{what} are left out: {first_of(paths)}" for what, paths in unused.items() if paths)
     return Sources(classes, len(visible), split_pictures, split_sounds, picture_groups, sound_groups, warnings)
 
 
@@ -209,13 +208,13 @@ def _is_soundless(place: Path) -> bool:
     return place.suffix.lower() in SOUNDLESS_SUFFIXES or any(of_the_system(part) for part in place.parts)
 
 
-def _first(paths: Sequence[Path]) -> str:
-    more = f" and {len(paths) - _NAMED} more" if len(paths) > _NAMED else ""
-    return ", ".join(printable(path) for path in paths[:_NAMED]) + more
-
-
 def _picture_name(path: Path, images: Path) -> str:
     return path.relative_to(images).with_suffix("").as_posix()
+
+
+def _mask_of(name: str, masks: Path) -> Path:
+    usual, upper = masks / f"{name}.png", masks / f"{name}.PNG"
+    return upper if upper.is_file() and not usual.is_file() else usual
 
 
 def _check_listed(folder: Path, rows: Mapping[str, Row] | None, names: Sequence[str]) -> None:
@@ -229,11 +228,11 @@ def _check_listed(folder: Path, rows: Mapping[str, Row] | None, names: Sequence[
 
 
 def _check_masks(masks: Path, names: Sequence[str]) -> None:
-    missing = [path for name in names if not (path := masks / f"{name}.png").is_file()]
+    missing = [path for name in names if not (path := _mask_of(name, masks)).is_file()]
     if len(missing) == 1:
         raise DataError(f"{printable(missing[0])}: missing. Add this mask, or remove its picture")
     if missing:
-        raise DataError(f"{len(missing)} masks are missing: {_first(missing)}. Add them, or remove their pictures")
+        raise DataError(f"{len(missing)} masks are missing: {first_of(missing)}. Add them, or remove their pictures")
 
 
 def _visible_classes(images: Path, masks: Path, pictures: Sequence[Path]) -> tuple[str, ...]:
@@ -257,7 +256,7 @@ def _visible_classes(images: Path, masks: Path, pictures: Sequence[Path]) -> tup
 def _picture(path: Path, images: Path, masks: Path, visible: Sequence[str], rows: Mapping[str, Row]) -> Picture:
     place = path.relative_to(images)
     name = _picture_name(path, images)
-    mask_path = masks / place.with_suffix(".png")
+    mask_path = _mask_of(name, masks)
     folder_class = 0 if (masks / CLASSES_NAME).is_file() else visible.index(place.parts[0])
     sizes = _decoded_sizes(path)
     row = rows.get(name, Row("train"))

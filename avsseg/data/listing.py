@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from avsseg.data.avsbench_layout import Subset, subset_folder
+from avsseg.data.avsbench_layout import MOST_SECONDS, Subset, subset_folder
 from avsseg.data.layout_writer import LISTING_NAME
 from avsseg.data.synthetic_shapes import CLASSES as RENDERED
 from avsseg.errors import DataError, printable
@@ -40,7 +40,7 @@ class ListedClip:
 def read_listing(root: Path, subset: Subset) -> dict[str, ListedClip]:
     """The entries of `clips.json` by clip name, none where the dataset has no such file.
 
-    Raises DataError for a listing that cannot be read.
+    Raises DataError for a listing that cannot be read, or that has more seconds than the subset's clips.
     """
     table = subset_folder(root, subset) / LISTING_NAME
     if not table.is_file():
@@ -48,9 +48,16 @@ def read_listing(root: Path, subset: Subset) -> dict[str, ListedClip]:
     try:
         document = json.loads(table.read_text(encoding="utf-8"))
         classes = frozenset(document.get("classes", ()))
-        return {entry["name"]: _listed(entry, classes) for entry in document["clips"]}
+        listed = {entry["name"]: _listed(entry, classes) for entry in document["clips"]}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{printable(table)}: not a listing of clips ({error!r}). Write the dataset anew") from error
+    for name, clip in listed.items():
+        if len(clip.sounding) > MOST_SECONDS[subset]:
+            raise DataError(
+                f"{printable(table)}: {printable(name)} has {len(clip.sounding)} seconds, and clips have at most "
+                f"{MOST_SECONDS[subset]}. Write the dataset anew"
+            )
+    return listed
 
 
 def _listed(entry: dict[str, Any], classes: Collection[str]) -> ListedClip:

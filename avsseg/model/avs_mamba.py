@@ -32,6 +32,13 @@ def normalise(frames: Tensor) -> Tensor:
     return ((frames.float() / 255.0 - mean) / std).movedim(-1, -3)
 
 
+def pad_picture(picture: Tensor) -> Tensor:
+    """Zeros at the right and below of (N, C, H, W), to sides that every stride of the backbone divides."""
+    # -W % 32 is what torch.compile cannot take of a size that it keeps as a symbol
+    right, below = ((COARSEST_STRIDE - side % COARSEST_STRIDE) % COARSEST_STRIDE for side in picture.shape[:-3:-1])
+    return F.pad(picture, (0, right, 0, below))
+
+
 @dataclass(frozen=True)
 class Stages:
     """What the stages behind the encoders give, for tests and visualisation.
@@ -135,10 +142,8 @@ class AvsMamba(nn.Module):
 
         With `views` V of a clip, one behind the other, log_mel is (B / V * S, T, 1, 96, 64): each is seen with all S.
         """
-        B, T, _, H, W = frames.shape
-        # -W % 32 is what torch.compile cannot take of a size that it keeps as a symbol
-        right, below = ((COARSEST_STRIDE - side % COARSEST_STRIDE) % COARSEST_STRIDE for side in (W, H))
-        pictures = F.pad(frames.flatten(0, 1), (0, right, 0, below))
+        B, T = frames.shape[:2]
+        pictures = pad_picture(frames.flatten(0, 1))
         features = [feature.unflatten(0, (B, T)) for feature in self.visual_backbone(pictures)]
         embedding = self.audio_encoder(log_mel.flatten(0, 1)).unflatten(0, (B // views, sounds, T))
         return self.fuse(features, embedding.repeat_interleave(views, 0).flatten(0, 1), sounds)

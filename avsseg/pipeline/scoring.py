@@ -220,10 +220,10 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 @contextlib.contextmanager
-def memory_faults(where: str, remedy: str, *, then: str = "") -> Iterator[None]:
+def memory_faults(where: str, remedy: str) -> Iterator[None]:
     """Raises EnvironmentFault where memory runs out, here or in a process that loads data.
 
-    Its message: `where`, what happened, the `remedy` (another one for the process), and `then`.
+    Its message: `where`, what happened and the `remedy` (another one for the process).
     """
     try:
         yield
@@ -234,4 +234,4 @@ def memory_faults(where: str, remedy: str, *, then: str = "") -> Iterator[None]:
             what = "a process that loads data was killed, for lack of memory most likely. Use --workers 0"
         else:
             raise
-        raise EnvironmentFault(f"{where}: {what}{then}") from error
+        raise EnvironmentFault(f"{where}: {what}") from error

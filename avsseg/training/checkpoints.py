@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import pickle
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -42,3 +44,20 @@ def load_checkpoint(path: Path, *, mapped: bool = False) -> dict[str, Any]:
             f"{printable(path)}: not a checkpoint that can be read ({reason}). Remove it, or choose another folder"
         ) from error
     return state
+
+
+def load_later(last: Path, best: Path) -> tuple[Path, dict[str, Any]]:
+    """The state that a run goes on from and where it is: `last`, or `best` if the run was killed between the two.
+
+    `best` may be missing, or of another run. Raises AvssegError.
+    """
+    state = load_checkpoint(last)
+    if best.exists():
+        other = load_checkpoint(best, mapped=True)
+        if other.get("run") == state.get("run") and _reached(other) > _reached(state):
+            return best, load_checkpoint(best)
+    return last, state
+
+
+def _reached(state: Mapping[str, Any]) -> tuple[int, float]:
+    return state.get("step", 0), state.get("best_score", -math.inf)

@@ -20,7 +20,7 @@ from avsseg.errors import AvssegError, UsageError, printable
 from avsseg.media.audio import SILENT_LOG_MEL
 from avsseg.metrics.object import StrictObjectMetrics, frame_scores
 from avsseg.metrics.semantic import SemanticMetrics
-from avsseg.model.avs_mamba import COARSEST_STRIDE, AvsMamba, Stages, normalise
+from avsseg.model.avs_mamba import COARSEST_STRIDE, AvsMamba, Stages, normalise, pad_picture
 from avsseg.training.distributed import from_all, rank_and_world
 from avsseg.training.losses import UNKNOWN, mask_loss, semantic_loss
 from avsseg.training.objectives import ModelObjective, hearing_loss, iou_and_silent_area, seen_classes, seen_head
@@ -174,9 +174,13 @@ def _seconds_of(clips: Tensor, field: str, chosen: Tensor) -> Tensor:
 
 
 def prepare_worker(_: int) -> None:
-    """One thread, and no Ctrl-C of its own: the process that trains or evaluates decides what that means."""
+    """One thread, and deaf to what stops a whole group of processes: the one that trains or evaluates decides on it.
+
+    A terminal sends Ctrl-C to all of them, `timeout` and Slurm send SIGTERM.
+    """
     torch.set_num_threads(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 class ClipObjective(ModelObjective):
@@ -252,8 +256,7 @@ class ClipObjective(ModelObjective):
         hearing = hearing_loss(self.model.heard_head(stages.embedding).float(), heard)
         logits = seen_classes(self.model, self.seen_head, stages.mask_feature.flatten(0, 1))
         # the mask feature is of the picture as the model pads it; what is not marked is of no class
-        right, below = (-side % COARSEST_STRIDE for side in (masks.shape[-1], masks.shape[-2]))
-        padded = F.pad(masks.flatten(0, 1)[:, None].float(), (0, right, 0, below))
+        padded = pad_picture(masks.flatten(0, 1)[:, None].float())
         marked = F.interpolate(padded, size=logits.shape[-2:], mode="nearest")[:, 0] > 0
         labels = heard.argmax(-1).flatten()[:, None, None].where(marked, UNKNOWN)
         labels = labels.where((listed == 1).flatten()[:, None, None], UNKNOWN)

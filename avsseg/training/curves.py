@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import csv
 from pathlib import Path
 
 from avsseg.errors import EnvironmentFault
+from avsseg.training.run_folder import CURVES
+from avsseg.training.run_log import whole_rows
 from avsseg.writers.base import written_whole
 
 
 def read_log(path: Path) -> dict[str, list[float]]:
-    """The columns of a log; empty if there is none yet."""
+    """The columns of a log, without lines that were cut short; empty if there is none yet."""
     if not path.is_file():
         return {}
-    with path.open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    return {name: [float(row[name]) for row in rows] for name in rows[0]} if rows else {}
+    header, rows = whole_rows(path)
+    return {name: [float(row[at]) for row in rows] for at, name in enumerate(header)} if rows else {}
 
 
 def draw_curves(folder: Path) -> Path:
@@ -41,7 +41,7 @@ def draw_curves(folder: Path) -> Path:
         axes.set_xlabel("step")
         if axes.lines:
             axes.legend()
-    path = folder / "curves.png"
+    path = folder / CURVES
     with written_whole(path) as partial:
         figure.savefig(partial, format="png", dpi=110)
     return path

@@ -1,14 +1,18 @@
-"""Training in several processes: a process group that ends in order, and work that fails in all of them or in none."""
+"""Training in several processes: a process group that ends in order, work that fails in all of them or in none, and
+what they make together of gradients, figures and clocks. Outside a process group there is one process.
+"""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed
+from torch import nn
 
 from avsseg.errors import AvssegError
 from avsseg.pipeline.scoring import memory_faults
@@ -92,3 +96,49 @@ def from_all(work: Callable[[], Done], where: str) -> list[Done]:
     parts: list[Any] = [None] * world
     torch.distributed.all_gather_object(parts, done)
     return parts
+
+
+def mean(values: Iterable[float]) -> float:
+    """The mean of what is a number: a batch without silent frames, say, has no area on silent frames."""
+    numbers = [value for value in values if not math.isnan(value)]
+    return sum(numbers) / len(numbers) if numbers else math.nan
+
+
+def means_of_all(values: Mapping[str, float]) -> dict[str, float]:
+    """As `mean` over all processes, which have values of the same names."""
+    if rank_and_world()[1] == 1:
+        return dict(values)
+    present = torch.tensor([not math.isnan(value) for value in values.values()], dtype=torch.float64)
+    total = torch.tensor([0.0 if math.isnan(value) else value for value in values.values()], dtype=torch.float64)
+    both = torch.stack([total, present])
+    torch.distributed.all_reduce(both)
+    return dict(zip(values, (both[0] / both[1]).tolist(), strict=True))
+
+
+def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
+    """Gives the parameters, the same in all processes, the mean of their gradients."""
+    world = rank_and_world()[1]
+    if world == 1:
+        return
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    flat = torch.cat([gradient.flatten() for gradient in gradients])
+    torch.distributed.all_reduce(flat)
+    flat /= world
+    for gradient, part in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+        gradient.copy_(part.view_as(gradient))
+
+
+def first_buffers(module: nn.Module) -> None:
+    """Gives the module in every process the buffers of that of the first."""
+    if rank_and_world()[1] > 1:
+        for buffer in module.buffers():
+            torch.distributed.broadcast(buffer, 0)
+
+
+def agreed(seconds: float, stop: bool) -> tuple[float, bool]:
+    """The first process's clock, and whether any was asked to stop, so that all end at the same step."""
+    if rank_and_world()[1] == 1:
+        return seconds, stop
+    clock = torch.tensor(seconds, dtype=torch.float64)
+    torch.distributed.broadcast(clock, 0)
+    return float(clock), any_of_all(stop)

@@ -1,12 +1,4 @@
-"""One training run on an AVSBench folder: model, data, trainer and what is left in the run's folder.
-
-RUN/settings.toml        everything that the run was told
-RUN/model.json           the model's configuration
-RUN/train.csv, val.csv   what it logged; tensorboard/ the same for TensorBoard
-RUN/last.pt, best.pt     its whole state, at the last step, where it goes on, and at the best validation
-RUN/best.safetensors     the model of the best validation, for `avsseg run --model`; last.safetensors likewise
-RUN/curves.png           loss and scores
-"""
+"""One training run on an AVSBench folder: model, data, trainer and what is left in the run's folder."""
 
 from __future__ import annotations
 
@@ -42,6 +34,7 @@ from avsseg.training.encoders import (
     sounding_frames,
 )
 from avsseg.training.objectives import ModelObjective
+from avsseg.training.run_folder import BEST, BEST_STATE, LAST, LAST_STATE, MODEL, SETTINGS, check_folder
 from avsseg.training.run_log import LOGS
 from avsseg.training.settings import TrainingSettings, write_toml
 from avsseg.training.start import build_model, frozen_statistics, with_size
@@ -51,14 +44,9 @@ from avsseg.writers.base import output_errors, written_whole
 
 logger = logging.getLogger(__name__)
 
-SETTINGS_NAME = "settings.toml"
-MODEL_NAME = "model.json"
 # its names of the classes of sound, beside the configuration
 HEARD = "heard"
 ENCODERS = ("model.visual_backbone.", "model.audio_encoder.")
-# there before the first step; a run that was killed before its first checkpoint leaves them and its logs alone
-STARTED = (MODEL_NAME, SETTINGS_NAME)
-WRITTEN = ("best.pt", "best.safetensors", "last.safetensors", "curves.png", *LOGS, *STARTED)
 # a run without epochs cannot be validated after each of them
 DEFAULT_VALIDATE_MINUTES = 6.0
 
@@ -80,30 +68,19 @@ def _objective(model: AvsMamba, settings: TrainingSettings) -> ModelObjective:
     )
 
 
-def _check_folder(folder: Path, *, resume: bool, leads: bool) -> None:
-    """Raises UsageError where there is nothing to go on with, or where a new run would replace what is no part of it.
-
-    Only the process that leads looks for the rest of a run: others may look when it has begun to write.
-    """
-    shown = printable(folder)
-    if folder.exists() and not folder.is_dir():
-        raise UsageError(f"{shown}: is a file, and a run needs a folder. Choose another --out")
-    going = (folder / "last.pt").exists()
-    if resume and not going:
-        raise UsageError(f"{shown}: holds no run to resume (no last.pt)")
-    if going and not resume:
-        raise UsageError(f"{shown}: holds a run already. Go on with --resume, or choose another --out")
-    held = [name for name in WRITTEN if os.path.lexists(folder / name)]
-    if resume or not leads or not held or set(STARTED) <= set(held) <= {*STARTED, *LOGS}:
-        return
-    raise UsageError(f"{shown}: holds {held[0]}, but no run to go on with (no last.pt). Choose another --out")
-
-
-def forget_start(folder: Path) -> None:
-    """Removes what a run leaves that was killed before its first checkpoint. Raises OutputError."""
-    with output_errors(folder):
-        for name in (*STARTED, *LOGS):
-            (folder / name).unlink(missing_ok=True)
+def _augmentation(settings: TrainingSettings) -> Augmentation | None:
+    if not settings.augment:
+        return None
+    return Augmentation(
+        resize=(1 / settings.resize, settings.resize),
+        gain_db=settings.audio_gain_db,
+        noise_db=settings.audio_noise_db or None,
+        mix=settings.audio_mix,
+        rotate=settings.rotate,
+        hue=settings.hue,
+        recolour=settings.recolour,
+        retexture=settings.retexture,
+    )
 
 
 def _same_model(folder: Path, data: Path, heard: Sequence[str]) -> AvsMamba:
@@ -111,7 +88,7 @@ def _same_model(folder: Path, data: Path, heard: Sequence[str]) -> AvsMamba:
 
     Raises DataError, and UsageError where `data` has other classes of sound, `heard`, than the run began with.
     """
-    path = folder / MODEL_NAME
+    path = folder / MODEL
     try:
         kept = json.loads(path.read_text())
         before = kept.pop(HEARD, None)
@@ -142,7 +119,7 @@ class TrainingRun:
         self.settings = settings = with_size(settings)
         self.rank, self.world = rank_and_world()
         with output_errors(folder):
-            _check_folder(folder, resume=resume, leads=self.rank == 0)
+            check_folder(folder, resume=resume, leads=self.rank == 0)
         if settings.threads:
             torch.set_num_threads(settings.threads)
         device = own_device(settings.device)
@@ -154,25 +131,13 @@ class TrainingRun:
         encoders = settings.stage == "encoders"
         # a muted model hears none of them
         by_class = encoders or (settings.class_weight > 0 and not settings.mute)
-        augmentation = None
-        if settings.augment:
-            augmentation = Augmentation(
-                resize=(1 / settings.resize, settings.resize),
-                gain_db=settings.audio_gain_db,
-                noise_db=settings.audio_noise_db or None,
-                mix=settings.audio_mix,
-                rotate=settings.rotate,
-                hue=settings.hue,
-                recolour=settings.recolour,
-                retexture=settings.retexture,
-            )
         root = Path(settings.data)
         self.clips = AvsBenchClips(
             root,
             settings.subset,
             "train",
             size=settings.size,
-            augmentation=augmentation,
+            augmentation=_augmentation(settings),
             seed=settings.seed,
             list_sounds=by_class,
         )
@@ -199,7 +164,7 @@ class TrainingRun:
             model.audio_encoder.requires_grad_(False)
         objective = _objective(model, settings).to(device)  # its own layers, too
         if not resume and self.rank == 0:
-            # of a run that was killed before its first checkpoint, by _check_folder
+            # of a run that was killed before its first checkpoint, by check_folder
             with output_errors(folder):
                 for name in LOGS:
                     (folder / name).unlink(missing_ok=True)
@@ -214,8 +179,8 @@ class TrainingRun:
         if resume:
             self.trainer.restore()
         if self.rank == 0:
-            write_toml(folder / SETTINGS_NAME, settings)
-            with written_whole(folder / MODEL_NAME) as partial:
+            write_toml(folder / SETTINGS, settings)
+            with written_whole(folder / MODEL) as partial:
                 partial.write_text(json.dumps({**model.config.to_dict(), HEARD: classes}, indent=1) + "\n")
 
     def _trainer_settings(self) -> TrainerSettings:
@@ -271,19 +236,21 @@ class TrainingRun:
         if self.val is not None:
             check = encoder_validation(self.val) if encoders else validation(self.val, mute=self.settings.mute)
         try:
-            with memory_faults(printable(self.folder), MEMORY_REMEDY, then="; what the run has so far is kept"):
+            with memory_faults(printable(self.folder), MEMORY_REMEDY):
                 self.trainer.train(batches, check)
         except Interrupted:  # in all processes at the same step
             self._leave()
             raise
         except AvssegError as error:
-            model = self.folder / "best.safetensors"
+            model = self.folder / BEST
             # the first error is the one to be told
             with contextlib.suppress(AvssegError):
                 model = self._leave() if self.trainer.failed_together else self._leave_alone()
             if isinstance(error, NonFiniteError) and model.exists():
                 rate = f"--learning-rate {self.settings.learning_rate / 2:g}"
                 raise NonFiniteError(f"{error} in another --out: --from {printable(model)} {rate}") from error
+            if isinstance(error, EnvironmentFault) and (self.folder / LAST_STATE).exists():
+                raise EnvironmentFault(f"{error}; the state of the last checkpoint is kept") from error
             raise
         return self._leave()
 
@@ -293,20 +260,20 @@ class TrainingRun:
 
     def _leave_alone(self) -> Path:
         """Writes the models and the curves; what a run that stopped early has so far."""
-        best = self.folder / "best.safetensors"
+        best = self.folder / BEST
         if self.rank != 0:
             return best
-        names = [name for name in ("best", "last") if (self.folder / f"{name}.pt").exists()]
-        if not names:
+        pairs = ((BEST_STATE, BEST), (LAST_STATE, LAST))
+        there = [(self.folder / state, self.folder / model) for state, model in pairs if (self.folder / state).exists()]
+        if not there:
             return best
-        for name in names:
-            heard = self.clips.sound_classes
-            export(self.folder / f"{name}.pt", self.folder / f"{name}.safetensors", self.trainer, self.settings, heard)
+        for state, model in there:
+            export(state, model, self.trainer, self.settings, self.clips.sound_classes)
         try:
             draw_curves(self.folder)
         except EnvironmentFault as error:
             logger.warning("%s", error)
-        return best if "best" in names else self.folder / "last.safetensors"
+        return there[0][1]
 
 
 def export(
@@ -336,7 +303,7 @@ def export(
 def own_device(name: str) -> torch.device:
     """The device of that name; of several CUDA GPUs, each process of `torchrun` gets its own."""
     device = resolve_device(name)
-    if device.type == "cuda" and ":" not in name and "LOCAL_RANK" in os.environ:
+    if device.type == "cuda" and ":" not in name and rank_and_world()[1] > 1:
         device = resolve_device(f"cuda:{os.environ['LOCAL_RANK']}")
         torch.cuda.set_device(device)
     return device

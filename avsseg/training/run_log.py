@@ -61,14 +61,27 @@ class RunLog:
         self._first = max(trained, validated) + 1
 
 
+def whole_rows(log: Path) -> tuple[list[str], list[list[str]]]:
+    """The header and the lines of a log, without those that a full disk cut short."""
+    with log.open(newline="") as file:
+        header, *rows = [*csv.reader(file)] or [[]]
+    return header, [row for row in rows if len(row) == len(header) and all(map(_is_number, row))]
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
 def _forget_after(log: Path, step: int) -> None:
     if not log.is_file() or not log.stat().st_size:
         return
-    with log.open(newline="") as file:
-        header, *rows = list(csv.reader(file))
+    header, rows = whole_rows(log)
     with written_whole(log) as partial, partial.open("w", newline="") as file:
-        whole = [row for row in rows if len(row) == len(header) and row[0].isdecimal()]
-        csv.writer(file).writerows([header, *(row for row in whole if int(row[0]) <= step)])
+        csv.writer(file).writerows([header, *(row for row in rows if int(row[0]) <= step)])
 
 
 def _summary_writer(folder: Path, first: int) -> Any:

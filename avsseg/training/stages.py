@@ -1,8 +1,7 @@
 """`--preset scenes`: four runs one after the other, which make one model of scenes that `data synth` renders. No torch.
 
-RUN/stages.toml          what the whole was told
-RUN/1-encoders ...       a folder for each run, as of any other; each starts from the best model of the one before
-RUN/best.safetensors     the best model of the last one
+Each has its own folder below that of the whole, RUN/1-encoders and so on, and starts from the best model of the one
+before; RUN/best.safetensors is that of the last one.
 """
 
 from __future__ import annotations
@@ -14,12 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from avsseg.errors import UsageError, printable
+from avsseg.training.run_folder import BEST, BEST_STATE, LAST, LAST_STATE, SETTINGS
 from avsseg.training.settings import DEFAULT_SIZE, SCENES_COMMON, TrainingSettings
 
-STAGES_NAME = "stages.toml"
-BEST, LAST = "best.safetensors", "last.safetensors"
 # what no folder may hold in which the runs begin
-_OF_A_RUN = (BEST, LAST, "best.pt", "last.pt", "settings.toml")
+_OF_A_RUN = (BEST, LAST, BEST_STATE, LAST_STATE, SETTINGS)
 # what each of the runs has its own of; other settings are for all of them
 OWN = (
     *("stage", "batch", "accumulate", "epochs", "learning_rate", "schedule", "freeze_epochs", "frozen_audio"),
@@ -112,10 +110,10 @@ def stage_to_go_on_with(folder: Path, runs: list[Run], *, resume: bool) -> int:
 
     A folder in which the runs begin must not hold anything of another run.
     """
-    began = [number for number, (of_run, _) in enumerate(runs) if (of_run / "last.pt").exists()]
+    began = [number for number, (of_run, _) in enumerate(runs) if (of_run / LAST_STATE).exists()]
     held = [name for name in _OF_A_RUN if os.path.lexists(folder / name)]
     if not resume and (began or held):
-        what = "a run" if began or "last.pt" in held else held[0]
+        what = "a run" if began or LAST_STATE in held else held[0]
         raise UsageError(f"{printable(folder)}: holds {what} already. Go on with --resume, or choose another --out")
     return began[-1] if began else 0
 

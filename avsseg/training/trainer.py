@@ -22,12 +22,22 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-import torch.distributed
-from torch import Tensor, nn
+from torch import nn
 
 from avsseg.errors import AvssegError, UsageError, printable
-from avsseg.training.checkpoints import load_checkpoint, save_checkpoint
-from avsseg.training.distributed import Done, rank_and_world, together
+from avsseg.training.checkpoints import load_later, save_checkpoint
+from avsseg.training.distributed import (
+    Done,
+    agreed,
+    average_gradients,
+    first_buffers,
+    mean,
+    means_of_all,
+    rank_and_world,
+    together,
+)
+from avsseg.training.optimizer import follow, parameter_groups, rate_factor
+from avsseg.training.run_folder import BEST_STATE, LAST_STATE
 from avsseg.training.run_log import RunLog
 from avsseg.writers.base import output_errors
 
@@ -36,9 +46,6 @@ logger = logging.getLogger(__name__)
 # called in every process of a run: what it returns in the first is what counts
 Validation = Callable[[nn.Module], Mapping[str, float]]
 Precision = Literal["fp32", "bf16", "fp16"]
-# log-decays and skips of a scan must not be pulled towards 0: there a state never forgets; Vim's recipe spares its
-# embeddings too
-NO_DECAY = ("A_logs", "Ds", "dt_projs_bias", "A_log", "A_b_log", "pos_embed", "cls_token")
 
 
 class Interrupted(Exception):  # noqa: N818 (not an error: the run was asked to stop, and its state is saved)
@@ -88,32 +95,6 @@ class Progress:
     seconds_left: float
     values: Mapping[str, float]
     validation: Mapping[str, float]
-
-
-def parameter_groups(
-    module: nn.Module, learning_rate: float, weight_decay: float, scales: Mapping[str, float] | None = None
-) -> list[dict[str, Any]]:
-    """AdamW's groups: matrices and kernels decay, everything of fewer axes and NO_DECAY does not.
-
-    `scales` maps a prefix of parameter names to a factor on the learning rate (a pretrained encoder's, say).
-    """
-    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
-    for name, parameter in module.named_parameters():
-        if not parameter.requires_grad:
-            continue
-        decay = weight_decay if parameter.ndim > 1 and name.split(".")[-1] not in NO_DECAY else 0.0
-        scale = next((s for prefix, s in (scales or {}).items() if name.startswith(prefix)), 1.0)
-        groups.setdefault((scale, decay), []).append(parameter)
-    return [
-        {"params": parameters, "lr": learning_rate * scale, "weight_decay": decay}
-        for (scale, decay), parameters in groups.items()
-    ]
-
-
-def _mean(values: list[float]) -> float:
-    """The mean of what is a number: a batch without silent frames, say, has no area on silent frames."""
-    numbers = [value for value in values if not math.isnan(value)]
-    return sum(numbers) / len(numbers) if numbers else math.nan
 
 
 class Trainer:
@@ -177,16 +158,10 @@ class Trainer:
         Raises UsageError if it is of another number of processes, whose batches would be others.
         A run that was killed between writing `best.pt` and `last.pt` goes on from `best.pt`.
         """
-        path = self.folder / "last.pt"
+        path = self.folder / LAST_STATE
         if not path.exists():
             return False
-        state = load_checkpoint(path)
-        best = self.folder / "best.pt"
-        if best.exists():
-            other = load_checkpoint(best, mapped=True)
-            if other.get("run") == state.get("run") and _reached(other) > _reached(state):
-                path, state = best, load_checkpoint(best)
-            del other
+        path, state = load_later(path, self.folder / BEST_STATE)
         processes = state.get("processes", self.world)
         if processes != self.world:
             how = f"with torchrun --nproc-per-node {processes}" if processes > 1 else "without torchrun"
@@ -249,29 +224,27 @@ class Trainer:
             self._set_learning_rate()
             if self.step == settings.frozen_steps:
                 self._set_modes()
-            values = self._over_processes(self._update(group))
+            values = means_of_all(self._update(group))
             self.step += 1
             now = time.monotonic()
             values["wait_share"] = waited / max(now - clock, 1e-9)
-            self.elapsed_s, clock = self._agreed(self.elapsed_s + now - clock), now
+            # a request that comes to one process from here on counts at the next step, in all of them
+            (self.elapsed_s, stop), clock = agreed(self.elapsed_s + now - clock, self._stop), now
             for name, value in values.items():
                 logged.setdefault(name, []).append(value)
             finished = self.progress >= until
-            stop = self._stop  # as all processes agreed; a later request counts at the next step
             if self.step % settings.log_every == 0:
-                means = {name: _mean(v) for name, v in logged.items()}
+                means = {name: mean(v) for name, v in logged.items()}
                 self._lead(functools.partial(self.log.add, "train", self.step, self.elapsed_s, means))
                 logged = {}
             if self.leads and self.listener:
                 self.listener(self._report(values))
                 stop = stop or (self._stop and not self.distributed)
-            if finished and stop:
-                self._lead(lambda: self.save("last.pt"))  # a second stop ends the validation
             if validate and (finished or (self._due() and not stop)):
                 self._validate(validate)
                 saved = self.elapsed_s
             elif finished or stop or self.elapsed_s - saved > settings.checkpoint_minutes * 60:
-                self._lead(lambda: self.save("last.pt"))
+                self._lead(lambda: self.save(LAST_STATE))
                 saved = self.elapsed_s
             if stop and not finished:
                 raise Interrupted
@@ -309,13 +282,14 @@ class Trainer:
     def _update(self, group: list[Any]) -> dict[str, float]:
         settings = self.settings
         totals = self._together(lambda: self._gradients(group))
-        # averaged first: what overflows in one process must make all of them skip the step
-        self._average_gradients()
-        self.scaler.unscale_(self.optimizer)
+        # before the scaler sees them: for what overflows in frozen layers it would skip every step
         if self.step < settings.frozen_steps:
             for name, parameter in self.objective.named_parameters():
                 if name.startswith(settings.frozen):
                     parameter.grad = None
+        # averaged first: what overflows in one process must make all of them skip the step
+        average_gradients(self.objective.parameters())
+        self.scaler.unscale_(self.optimizer)
         limit = settings.gradient_clip or math.inf
         norm = nn.utils.clip_grad_norm_(self.objective.parameters(), limit)
         # a scaler skips the step and halves its scale: below 1 that is no overflow of fp16 any more
@@ -327,8 +301,8 @@ class Trainer:
             )
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        self._follow()
-        return {**{name: _mean(values) for name, values in totals.items()}, "gradient_norm": float(norm)}
+        follow(self.average, self.objective, decay=settings.ema_decay, step=self.step)
+        return {**{name: mean(values) for name, values in totals.items()}, "gradient_norm": float(norm)}
 
     def _together(self, work: Callable[[], Done]) -> Done:
         """What `work` returns; if it raises AvssegError in one process, all of them raise."""
@@ -367,62 +341,18 @@ class Trainer:
             return contextlib.nullcontext()
         return torch.autocast(self.device_type, torch.bfloat16 if precision == "bf16" else torch.float16)
 
-    def _average_gradients(self) -> None:
-        if not self.distributed:
-            return
-        gradients = [p.grad for p in self.objective.parameters() if p.grad is not None]
-        flat = torch.cat([gradient.flatten() for gradient in gradients])
-        torch.distributed.all_reduce(flat)
-        flat /= self.world
-        for gradient, part in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
-            gradient.copy_(part.view_as(gradient))
-
-    def _over_processes(self, values: dict[str, float]) -> dict[str, float]:
-        """The means over all processes, of those in which a value is a number."""
-        if not self.distributed:
-            return values
-        present = torch.tensor([not math.isnan(value) for value in values.values()], dtype=torch.float64)
-        total = torch.tensor([0.0 if math.isnan(value) else value for value in values.values()], dtype=torch.float64)
-        both = torch.stack([total, present])
-        torch.distributed.all_reduce(both)
-        return dict(zip(values, (both[0] / both[1]).tolist(), strict=True))
-
-    def _agreed(self, seconds: float) -> float:
-        """Rank 0's clock, and whether any process was asked to stop, so that all end at the same step."""
-        if not self.distributed:
-            return seconds
-        clock = torch.tensor(seconds, dtype=torch.float64)
-        torch.distributed.broadcast(clock, 0)
-        stop = torch.tensor(float(self._stop))
-        torch.distributed.all_reduce(stop, torch.distributed.ReduceOp.MAX)
-        self._stop = bool(stop)
-        return float(clock)
-
-    @torch.no_grad()
-    def _follow(self) -> None:
-        # the average of the first steps must not be of the random start
-        decay = min(self.settings.ema_decay, (self.step + 1) / (self.step + 10)) if self.settings.ema_decay else 0.0
-        sources: dict[str, Tensor] = self.objective.state_dict()
-        averages: dict[str, Tensor] = self.average.state_dict()
-        following = [name for name, tensor in averages.items() if tensor.is_floating_point()]
-        torch._foreach_lerp_([averages[n] for n in following], [sources[n] for n in following], 1 - decay)
-        for name in averages.keys() - set(following):
-            averages[name].copy_(sources[name])
-
     def _set_learning_rate(self) -> None:
         settings = self.settings
-        factor = min(1.0, (self.step + 1) / max(1, settings.warmup_steps))
-        if settings.schedule == "cosine":
-            cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, self.progress)))
-            factor *= settings.final_fraction + (1 - settings.final_fraction) * cosine
+        final = settings.final_fraction if settings.schedule == "cosine" else 1.0
+        factor = rate_factor(self.step, self.progress, warmup_steps=settings.warmup_steps, final_fraction=final)
         for group, base in zip(self.optimizer.param_groups, self.base_rates, strict=True):
             group["lr"] = base * factor
 
     def _validate(self, validate: Validation) -> None:
-        self._lead(self._save_first)
-        if self.distributed:
-            for buffer in self.average.buffers():  # statistics of batches: those of the first process are saved
-                torch.distributed.broadcast(buffer, 0)
+        # whoever stops a validation of many minutes at once loses it alone; and a `best.pt` alone would be no run to
+        # go on with
+        self._lead(lambda: self.save(LAST_STATE))
+        first_buffers(self.average)  # statistics of batches: those of the first process are saved
         try:
             scores = dict(validate(self.average))
         except AvssegError:
@@ -430,10 +360,6 @@ class Trainer:
             raise
         self._validated_at = (self.step, self.elapsed_s)
         self._lead(lambda: self._keep(scores))
-
-    def _save_first(self) -> None:
-        if not (self.folder / "last.pt").exists():
-            self.save("last.pt")  # a `best.pt` alone would be no run to go on with
 
     def _keep(self, scores: dict[str, float]) -> None:
         """Logs a validation and saves the state, as the best one too if it is."""
@@ -449,18 +375,13 @@ class Trainer:
         if scores["score"] > self.best_score:
             self.best_score = scores["score"]
             # in this order: a score in `last.pt` whose model was never written would keep out all that are worse
-            self.save("best.pt")
-        self.save("last.pt")
+            self.save(BEST_STATE)
+        self.save(LAST_STATE)
 
     def _report(self, values: Mapping[str, float]) -> Progress:
         done = self.progress
         left = self.elapsed_s / done * (1 - done) if done > 0 else math.inf
         return Progress(self.step, done, left, values, self._validated)
-
-
-def _reached(state: Mapping[str, Any]) -> tuple[int, float]:
-    """How far a run was, so that the later of two of its states can be told."""
-    return state.get("step", 0), state.get("best_score", -math.inf)
 
 
 def _names(group: list[Any]) -> str:

@@ -25,7 +25,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from avsseg.errors import WeightsError, printable
+from avsseg.errors import WeightsError, first_of, printable
 from avsseg.model.backbones import build_backbone
 from avsseg.model.backbones.pvt_v2 import PVT_V2
 from avsseg.model.backbones.vim import VIM
@@ -56,7 +56,6 @@ _VMAMBA_RENAMES = (
 # read as plain values and thrown away
 _SETTINGS_CLASSES = ((argparse.Namespace, "argparse.Namespace"), (OrderedDict, "yacs.config.CfgNode"))
 _BATCH_NORM_EPS = 1e-5
-_NAMED_IN_ERRORS = 3
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 _FOREIGN = (
@@ -143,7 +142,9 @@ def guess_kind(tensors: Mapping[str, Tensor], source: str) -> str:
     found = next((what for pattern, what in _FOREIGN if any(map(pattern.match, tensors))), "")
     if found:
         raise WeightsError(f"{source}: holds {found}")
-    raise WeightsError(f"{source}: holds weights of no known kind ({_some(list(tensors))}). Known: {', '.join(KINDS)}")
+    raise WeightsError(
+        f"{source}: holds weights of no known kind ({first_of(list(tensors))}). Known: {', '.join(KINDS)}"
+    )
 
 
 def module_of(kind: str) -> nn.Module:
@@ -192,11 +193,7 @@ def misfit(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> str
             ],
         ),
     )
-    return "; ".join(f"{len(names)} {fault} ({_some(names)})" for fault, names in faults if names)
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(map(printable, names[:_NAMED_IN_ERRORS])) + (", …" if len(names) > _NAMED_IN_ERRORS else "")
+    return "; ".join(f"{len(names)} {fault} ({first_of(names)})" for fault, names in faults if names)
 
 
 def _length(tensor: Tensor, side: int = 0) -> int:

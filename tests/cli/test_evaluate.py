@@ -13,7 +13,9 @@ from subprocess import CompletedProcess
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
+from avsseg.cli import app
 from avsseg.data.synthetic_dataset import SynthSettings, write_dataset
 from avsseg.errors import OutputError
 from avsseg.model.avs_mamba import AvsMamba
@@ -202,3 +204,31 @@ def test_the_tables_are_printed_also_where_a_file_is_refused(
     assert outcome.returncode == OutputError.exit_code
     assert "M_J" in outcome.stdout
     assert outcome.stderr.endswith("avsseg: error: index.html: no space left on the device\n")
+
+
+def test_evaluate_prints_a_table_and_writes_everything(scenes: Path, tmp_path: Path, untrained_file: Path) -> None:
+    common = ["evaluate", "--data", str(scenes), "--model", str(untrained_file), "--allow-untrained", "--workers", "0"]
+    out, report = tmp_path / "result.json", tmp_path / "report"
+    result = CliRunner().invoke(app, [*common, "--size", "32", "--out", str(out), "--report", str(report)])
+    assert result.exit_code == 0, result.output
+    assert "M_J" in result.stdout
+    assert (report / "index.html").exists()
+    written = json.loads(out.read_text())
+    assert (written["clips"], written["input_size"], written["protocol"]) == (1, 32, "strict")
+    assert written["sha256"]
+    result = CliRunner().invoke(app, [*common, "--size", "32", "--json", "--protocol", "avsbench"])
+    assert json.loads(result.stdout)["batch"] == 1
+
+
+def test_evaluate_refuses_what_is_not_there(scenes: Path, tmp_path: Path, avsseg_main: Main) -> None:
+    for more, message in (
+        (["--data", str(tmp_path)], "holds no AVSBench subset"),
+        (["--data", str(scenes), "--subset", "s5"], "--subset s5"),
+        (["--data", str(scenes), "--split", "all"], "--split all"),
+        (["--data", str(scenes), "--negative", "echo"], "echo"),
+        (["--data", str(scenes), "--model", "none.safetensors"], "none.safetensors"),
+    ):
+        done = avsseg_main("evaluate", *more)
+        assert done.returncode in (1, 2, 3)
+        assert message in done.stderr
+        assert len(done.stderr.strip().splitlines()) == 1

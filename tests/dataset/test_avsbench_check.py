@@ -109,6 +109,11 @@ def test_the_listing_of_what_sounds_is_read(
     assert "clips.json: not a listing of clips" in result.stderr
     problem = reports_of(tmp_path, "ms3")["train"].problems[0]
     assert (problem.path, problem.kind, problem.state) == (listing, "table", "damaged")
+    entry = {"name": "clip_train", "visible": [["star"]] * 6, "sounding": [["star"]] * 6}
+    listing.write_text(json.dumps({"classes": ["star"], "clips": [entry]}))
+    result = run(tmp_path)
+    assert result.exit_code == 1
+    assert "clips.json: clip_train has 6 seconds, and clips have at most 5" in result.stderr
 
 
 def test_problems_are_counted_by_kind(tmp_path: Path, object_set: Callable[..., Path]) -> None:

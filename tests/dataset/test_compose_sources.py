@@ -77,6 +77,13 @@ def test_masks_may_have_a_palette_a_bit_or_equal_channels(small: Path) -> None:
         assert read(small).pictures == expected
 
 
+def test_a_mask_may_end_in_capitals(small: Path) -> None:
+    expected = read(small).pictures
+    mask = small / "masks/dog_0x.png"
+    mask.rename(mask.with_suffix(".PNG"))
+    assert [picture.name for picture in read(small).pictures] == [picture.name for picture in expected]
+
+
 def test_masks_of_a_folder_a_class_are_what_they_look_like(small: Path) -> None:
     for kind in ("images", "masks"):
         (small / kind / "dog").mkdir()

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from avsseg.errors import OutputError
+from avsseg.training.curves import draw_curves, read_log
 from avsseg.training.run_log import RunLog
 
 
@@ -103,3 +104,11 @@ def test_a_log_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "train.csv").mkdir()
     with pytest.raises(OutputError, match=r"train\.csv: cannot be written: Is a directory"):
         RunLog(tmp_path).add("train", 1, 0.0, {"loss": 1.0})
+
+
+def test_lines_that_a_full_disk_cut_short_are_not_drawn(tmp_path: Path) -> None:
+    (tmp_path / "train.csv").write_text("step,minutes,loss\n20,1.00,0.5\n40,2.00\n60,3.00,\n80,4.00,0.25\n100,5.")
+    assert read_log(tmp_path / "train.csv") == {"step": [20, 80], "minutes": [1, 4], "loss": [0.5, 0.25]}
+    (tmp_path / "val.csv").touch()
+    assert read_log(tmp_path / "val.csv") == {}
+    assert draw_curves(tmp_path).is_file()

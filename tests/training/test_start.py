@@ -11,10 +11,10 @@ import torch
 from avsseg.errors import UsageError
 from avsseg.model.backbones.vim import VIM, Vim
 from avsseg.training.checkpoints import load_checkpoint
+from avsseg.training.optimizer import parameter_groups
 from avsseg.training.run import TrainingRun
 from avsseg.training.settings import DEFAULT_SIZE, TrainingSettings
 from avsseg.training.start import build_model, frozen_statistics, with_size
-from avsseg.training.trainer import parameter_groups
 from avsseg.weights.store import load_model
 
 

@@ -1,0 +1,48 @@
+"""What `avsseg train` shows of a run on stderr: a bar on a terminal, a line every twenty steps elsewhere."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
+
+import typer
+
+if TYPE_CHECKING:
+    from avsseg.training.trainer import Progress
+
+
+@contextlib.contextmanager
+def shown() -> Iterator[Callable[[Progress], None]]:
+    """The listener of a run, or of several one after the other."""
+    from rich.console import Console
+    from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bar
+
+    console = Console(stderr=True)
+    columns = (TextColumn("step {task.fields[step]}"), BarColumn(), TextColumn("{task.description}"))
+    with Bar(*columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task("starting", total=1.0, step=0)
+
+        def listen(progress: Progress) -> None:
+            text = describe(progress)
+            if bar.tasks[0].finished and progress.done < 1:  # another run begins
+                bar.reset(task)
+            bar.update(task, completed=progress.done, description=text, step=progress.step)
+            if not console.is_terminal and progress.step % 20 == 0:
+                typer.echo(f"step {progress.step} ({100 * progress.done:.0f} %): {text}", err=True)
+
+        yield listen
+
+
+def describe(progress: Progress) -> str:
+    """One line about where the run is."""
+    parts = [f"loss {progress.values['loss']:.3f}"]
+    if "M_J" in progress.values:
+        parts.append(f"M_J {progress.values['M_J']:.3f}")
+    for name in ("M_J", "seen", "heard"):
+        if name in progress.validation:
+            parts.append(f"val {name} {progress.validation[name]:.3f}")
+    left = progress.seconds_left
+    parts.append(f"{left / 60:.0f} min left" if left >= 90 else f"{left:.0f} s left")
+    return ", ".join(parts)
