@@ -60,7 +60,7 @@ def _common(
 
     3 this machine lacks something (ffmpeg, weights, a device); 129 hung up; 130 interrupted;
 
-    143 terminated.
+    141 stdout was closed; 143 terminated.
     """
 
 

@@ -13,7 +13,7 @@ from PIL import Image
 
 from avsseg.data.avss_classes import CLASS_NAMES, classes_of_colours
 from avsseg.errors import DataError, MediaError, printable
-from avsseg.media.audio import SAMPLE_RATE_HZ, read_audio
+from avsseg.media.audio import SAMPLE_RATE_HZ, heard_track, read_audio
 from avsseg.media.ffmpeg import FfmpegProcess, command, media_input, run_ffmpeg
 from avsseg.media.probe import VideoInfo, open_input, probe
 
@@ -106,7 +106,7 @@ def read_sound(path: Path) -> NDArray[np.float32]:
 
 
 def video_sound(path: Path) -> NDArray[np.float32]:
-    """(samples,) float32 at 16 kHz of a video's first audio track, on the container's clock.
+    """(samples,) float32 at 16 kHz of the audio track that players play, on the container's clock.
 
     Raises MediaError for a video that cannot be read, DataError for one without sound.
     """
@@ -128,13 +128,14 @@ def video_sound(path: Path) -> NDArray[np.float32]:
 
 
 def decode_video(path: Path) -> VideoInfo:
-    """Decodes every picture and all of the first audio track. Raises MediaError for a video that is none or damaged.
+    """Decodes every picture and the track that `video_sound` hears. Raises MediaError for a video that is damaged.
 
     Complaints alone are no damage: a cut that begins between two key frames of its source gives some, and plays.
     """
     info = probe(path)
     streams = open_input(info, threads=1)  # whoever checks many files reads several at once
-    chosen = [streams["V:0"], *([streams["a:0"]] if info.has_audio else [])]
+    track = heard_track(info)
+    chosen = [streams["V:0"], *([] if track is None else [streams[f"a:{track}"]])]
     # a line a frame: while they come, ffmpeg does not stand still
     output = ffmpeg.output(*chosen, "pipe:1", format="framecrc", fps_mode="passthrough", t=LONGEST_SOUND_S)
     try:

@@ -110,17 +110,20 @@ def heard_track(info: VideoInfo, wanted: int | None = None) -> int | None:
     return wanted - 1
 
 
-def mono(channels: NDArray[np.int16]) -> tuple[NDArray[np.float32], bool]:
-    """The mean of channels (samples, C) as float32 (samples,) in [-1, 1], and whether they cancel each other out.
+def mono(channels: NDArray[np.int16], before: int | None = None) -> tuple[NDArray[np.float32], int | None]:
+    """The mean of channels (samples, C) as float32 (samples,) in [-1, 1]; or one of them, and its number.
 
-    Of channels that do, as with a plug of which one wire is crossed, the louder is taken.
+    One is taken, the louder, where they cancel each other out, as with a plug of which one wire is crossed: the one
+    from `before` unless another has twice its power, since a change turns the sign of the sound.
     """
     signal = channels.astype(np.float32) / np.float32(32768)
     mixed: NDArray[np.float32] = signal.mean(axis=1)
     power = np.square(signal).mean(axis=0)
     loudest = int(power.argmax())
-    cancel = bool(np.abs(signal).max() > SILENT_PEAK and np.square(mixed).mean() < CANCELLING * power[loudest])
-    return (signal[:, loudest] if cancel else mixed), cancel
+    if before is not None and 2 * power[before] > power[loudest]:
+        loudest = before
+    cancel = bool(np.abs(signal).max() > SILENT_PEAK and np.square(mixed).mean() < CANCELLING * power.max())
+    return (signal[:, loudest], loudest) if cancel else (mixed, None)
 
 
 def read_audio(
@@ -160,6 +163,7 @@ class AudioReader(Iterator[NDArray[np.float32]]):
         self.track = heard_track(info, track)  # from 0
         self.samples = 0  # given so far
         self.peak = 0.0  # the largest of them, 0 to 1
+        self._channel: int | None = None  # that stood for both where they last cancelled each other out
         self.cancelled = False  # channels somewhere cancelled each other out
         self.error_lines = 0  # lines that ffmpeg wrote about damage
         self.last_error = ""
@@ -197,9 +201,10 @@ class AudioReader(Iterator[NDArray[np.float32]]):
         if self._left is not None:
             self._left -= count
         self.samples += count
-        samples, cancelled = mono(self._buffer[:count])
+        samples, channel = mono(self._buffer[:count], self._channel)
         self.peak = max(self.peak, float(np.abs(samples).max()))
-        self.cancelled |= cancelled
+        if channel is not None:
+            self.cancelled, self._channel = True, channel
         return samples
 
     def _read(self, limit: int | None) -> int:

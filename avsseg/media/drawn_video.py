@@ -12,8 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from avsseg.errors import EnvironmentFault, OutputError, printable
+from avsseg.media.audio import heard_track
 from avsseg.media.ffmpeg import STALL_S, FfmpegProcess, command, encoders, file_url
-from avsseg.media.frames import audio_tracks, on_container_clock, rational, seek_point
+from avsseg.media.frames import on_container_clock, rational, seek_point
 from avsseg.media.probe import VideoInfo, open_input
 from avsseg.media.render import FULL, REFUSED
 from avsseg.media.render_graph import H264_ENCODERS
@@ -22,7 +23,7 @@ READ_BEYOND_S = 1.0  # of the sound: frames of codecs reach over an end
 
 
 class DrawnVideo:
-    """Writes pictures of (height, width), both even, as an MP4 of `frame_rate`, with the first audio track of `info`.
+    """Writes pictures of (height, width), both even, as an MP4 of `frame_rate`, with the sound of `info` that is heard.
 
     Picture j covers ``[start_s + j / frame_rate, start_s + (j + 1) / frame_rate)`` of `info` on the container's clock,
     and the sound is that of ``[start_s, end_s)``, re-encoded as AAC. The file is written to exactly `path`; errors
@@ -110,7 +111,8 @@ def _arguments(info: VideoInfo, pictures: Any, path: Path, start_s: float, end_s
             "This ffmpeg has no encoder for an .mp4 video. Run `pip install imageio-ffmpeg` and unset AVSSEG_FFMPEG."
         )
     options = {"format": "mp4", "movflags": "+faststart", "c:v": encoder, **options}
-    if not audio_tracks(info):
+    track = heard_track(info)
+    if track is None:
         return command(ffmpeg.output(pictures, file_url(path), **options))
     seek_s = seek_point(start_s)
     bounds = {"ss": f"{seek_s:.6f}"} if seek_s else {}
@@ -119,7 +121,7 @@ def _arguments(info: VideoInfo, pictures: Any, path: Path, start_s: float, end_s
     source = open_input(info, **bounds)
     trim = {"start": f"{start_s - seek_s:.6f}"} | ({"end": f"{end_s - seek_s:.6f}"} if end_s is not None else {})
     # gaps are filled, and a track that starts late keeps its start, so that the cursor stays where the sound is
-    sound = source[f"a:{audio_tracks(info)[0]}"].filter("aresample", **{"async": 1}).filter("atrim", **trim)
+    sound = source[f"a:{track}"].filter("aresample", **{"async": 1}).filter("atrim", **trim)
     sound = sound.filter("asetpts", f"PTS-{start_s - seek_s:.6f}/TB").filter("aformat", channel_layouts="stereo|mono")
     output = ffmpeg.output(pictures, sound, file_url(path), **options, **{"c:a": "aac", "b:a": "160k"})
     return command(on_container_clock(info, source, output))

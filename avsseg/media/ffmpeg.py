@@ -170,7 +170,8 @@ _running: set[subprocess.Popen[bytes]] = set()
 _running_lock = threading.RLock()  # a finalizer may come while it is held
 
 
-def _cannot_start(program: str, error: OSError) -> EnvironmentFault:
+def cannot_start(error: OSError, program: str = "ffmpeg") -> EnvironmentFault:
+    """What an error before or at the start of the program comes to."""
     hint = INSTALL_HINT
     if error.errno in (errno.EMFILE, errno.ENFILE):
         hint = "Use fewer --jobs, or allow more open files (`ulimit -n`)"
@@ -189,7 +190,8 @@ class FfmpegProcess:
     the child is killed and `stalled` is True. One that computes meanwhile has `BUSY_FACTOR` times as long. Time between
     calls does not count, so the caller may be slow.
 
-    `stdin` is True for a pipe to `write` to, or another process, whose stdout this one then reads.
+    `stdin` is True for a pipe to `write` to, or another process, whose stdout this one then reads. `pass_fds` are
+    files that the child has open, too, by the same numbers.
     """
 
     _popen: subprocess.Popen[bytes]
@@ -201,13 +203,14 @@ class FfmpegProcess:
         stdin: bool | FfmpegProcess = False,
         stall_s: float = STALL_S,
         progress: Callable[[], object] | None = None,
+        pass_fds: tuple[int, ...] = (),
     ) -> None:
         logger.debug("ffmpeg arguments: %s", arguments)
         source = stdin._popen.stdout if isinstance(stdin, FfmpegProcess) else None
         try:
             stderr = tempfile.TemporaryFile()  # noqa: SIM115 (closed by _end)
         except OSError as error:
-            raise _cannot_start(arguments[0], error) from error
+            raise cannot_start(error, arguments[0]) from error
         try:
             popen = subprocess.Popen(
                 arguments,
@@ -215,11 +218,12 @@ class FfmpegProcess:
                 stdout=subprocess.PIPE,
                 stderr=stderr,
                 bufsize=0,
+                pass_fds=pass_fds,
                 start_new_session=True,  # Ctrl-C reaches Python alone, which then ends its children in order
             )
         except OSError as error:
             stderr.close()
-            raise _cannot_start(arguments[0], error) from error
+            raise cannot_start(error, arguments[0]) from error
         if source is not None:
             source.close()  # held by this child alone, whose end then ends the other
         with _running_lock:
@@ -304,13 +308,22 @@ class FfmpegProcess:
     def _stopped(self) -> bool:
         return self._popen.returncode == STOPPED_CODE and os.name != "nt" and self.messages(limit=1)[1] == 0
 
-    def messages(self, limit: int = 4096) -> tuple[list[str], int]:
-        """What the ended child wrote to stderr: the lines in its last `limit` bytes, and the number of all lines."""
+    def said(self) -> int:
+        """How many bytes the child, which may be running, has written to stderr so far."""
+        return os.fstat(self._stderr.fileno()).st_size
+
+    def messages(self, limit: int = 4096, until: int | None = None) -> tuple[list[str], int]:
+        """What the ended child wrote to stderr: the lines in its last `limit` bytes, and the number of all lines.
+
+        Of its first `until` bytes alone, if it is given.
+        """
         assert self._popen.returncode is not None, "the child shares the file position while it runs"
+        end = self.said() if until is None else until
         self._stderr.seek(0)
-        count = sum(chunk.count(b"\n") for chunk in iter(lambda: self._stderr.read(1 << 16), b""))
-        self._stderr.seek(max(0, self._stderr.tell() - limit))
-        tail = self._stderr.read().decode("utf-8", "replace")
+        count = sum(self._stderr.read(min(1 << 16, end - at)).count(b"\n") for at in range(0, end, 1 << 16))
+        start = max(0, end - limit)
+        self._stderr.seek(start)
+        tail = self._stderr.read(end - start).decode("utf-8", "replace")
         return [line.strip() for line in tail.split("\n") if line.strip()], count
 
     def close(self) -> None:

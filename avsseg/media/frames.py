@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import math
-import shutil
-import tempfile
-import weakref
 from collections.abc import Iterator
-from dataclasses import dataclass
 from fractions import Fraction
-from pathlib import Path
 from types import TracebackType
-from typing import IO, Any
+from typing import Any
 
 import ffmpeg
 import numpy as np
 from numpy.typing import NDArray
 
-from avsseg.errors import EnvironmentFault, MediaError, UsageError
-from avsseg.media.ffmpeg import STALL_S, FfmpegProcess, command, file_url
+from avsseg.errors import MediaError, UsageError
+from avsseg.media.ffmpeg import STALL_S, FfmpegProcess, cannot_start, command
+from avsseg.media.picture_end import TICKS_PER_S, FrameListing, PictureEnd
 from avsseg.media.probe import VideoInfo, can_tone_map, open_input
 
 # A seek in MPEG-TS or in a stream without key frames lands where nothing can be decoded yet. Starting this much earlier
@@ -31,16 +27,6 @@ SEEK_MARGIN_S = 10.0
 STANDSTILL_S = 60.0
 BELIEVED_S = 600.0
 FEWEST_BYTES_PER_S = 100
-
-TICKS_PER_S = 120_000  # all common frame rates, 24000/1001 to 120, divide it
-
-
-@dataclass(frozen=True)
-class PictureEnd:
-    """Where the picture of a video ends, as its decoding showed: the container knows the end of its longest track."""
-
-    time_s: float  # of the last frame's end, on the container's clock
-    frames: int | None  # of the whole picture; None where the reading began later than it
 
 
 def mask_times(info: VideoInfo, *, rate: float, start_s: float = 0.0, end_s: float | None = None) -> int | None:
@@ -116,6 +102,7 @@ class FrameSampler(Iterator[NDArray[np.uint8]]):
         self.picture_end: PictureEnd | None = None
         self._announced = _believable(info, mask_times(info, rate=rate, start_s=start_s, end_s=None), rate)
         self._limit = None if end_s is None else max(1, math.ceil(Fraction(f"{end_s - start_s:.6f}") * rational(rate)))
+        self._to_the_end = self._limit is None or self._announced is None or self._limit >= self._announced
         self._longest_standstill = math.ceil(STANDSTILL_S * rate)
         self._ahead: NDArray[np.uint8] | None = None  # read, but not given yet
         self._last: NDArray[np.uint8] | None = None
@@ -123,14 +110,15 @@ class FrameSampler(Iterator[NDArray[np.uint8]]):
         self._finished = False
         self._seek_s = seek_point(start_s)
         try:
-            self._folder = Path(tempfile.mkdtemp(prefix="avsseg-"))
-            self._listing = (self._folder / "frames").open("w+", encoding="ascii")
+            self._listing = FrameListing()
         except OSError as error:
-            reason = f"a temporary file cannot be made ({error.strerror})"
-            raise EnvironmentFault(f"{reason}. Free space, or let TMPDIR name another place") from error
-        self._discard_listing = weakref.finalize(self, _discard, self._listing, self._folder)
-        arguments = _arguments(info, rational(rate), size, start_s, self._folder / "frames")
-        self._process = FfmpegProcess(arguments, stall_s=stall_s)
+            raise cannot_start(error) from error
+        try:
+            last = None if self._to_the_end else self._limit
+            arguments = _arguments(info, rational(rate), size, start_s, last, self._listing.url)
+            self._process = FfmpegProcess(arguments, stall_s=stall_s, pass_fds=self._listing.pass_fds)
+        finally:
+            self._listing.started()
 
     def __next__(self) -> NDArray[np.uint8]:
         if self._finished:
@@ -150,9 +138,6 @@ class FrameSampler(Iterator[NDArray[np.uint8]]):
             frame = np.empty((self._size, self._size, 3), np.uint8)
             if self._process.read_into(memoryview(frame.data).cast("B")) < frame.nbytes:
                 return None
-            if self.count == 0:
-                # ffmpeg has it open by now; without a name it goes with this process, however that ends
-                shutil.rmtree(self._folder, ignore_errors=True)
         return frame
 
     def _beyond_announced(self, frame: NDArray[np.uint8]) -> NDArray[np.uint8] | None:
@@ -170,17 +155,19 @@ class FrameSampler(Iterator[NDArray[np.uint8]]):
 
     def _finish(self) -> None:
         self._finished = True
-        # One frame further shows whether the picture ends with the limit.
-        more = self.stands_still or (self.count == self._limit and self._read() is not None)
+        full = self.count == self._limit
+        # one frame further shows whether the picture ends there; what happens on the way is no more about this range
+        said = self._process.said() if full else None
+        more = self.stands_still or (full and (not self._to_the_end or self._read() is not None))
         if more:
             self._process.kill()
         code = self._process.wait()
-        self.failure = self._process.failure()
         if code == 0 and not more:
-            self.picture_end = _picture_end(self._listing, self._seek_s)
-        killed = self._process.killed()
-        stalled = self._process.stalled
-        lines, self.error_lines = self._process.messages()
+            self.picture_end = self._listing.end(self._seek_s)
+        self.failure = "" if full else self._process.failure()
+        killed = "" if full else self._process.killed()
+        stalled = self._process.stalled and not full
+        lines, self.error_lines = self._process.messages(until=said)
         self.last_error = lines[-1] if lines else ""
         self.close()
         if stalled:
@@ -202,7 +189,7 @@ class FrameSampler(Iterator[NDArray[np.uint8]]):
         """End ffmpeg and release everything; may be called twice."""
         self._finished = True
         self._process.close()
-        self._discard_listing()
+        self._listing.close()
 
     def __enter__(self) -> FrameSampler:
         return self
@@ -221,25 +208,9 @@ def _believable(info: VideoInfo, announced: int | None, rate: float) -> int | No
     return announced and min(announced, math.ceil(longest_s * rate))
 
 
-def _discard(listing: IO[str], folder: Path) -> None:
-    listing.close()
-    shutil.rmtree(folder, ignore_errors=True)
-
-
-def _picture_end(listing: IO[str], seek_s: float) -> PictureEnd | None:
-    """The end of what ffmpeg has listed, one line a frame: ``stream, dts, pts, duration, size, checksum``."""
-    frames, last = 0, ""
-    listing.seek(0)
-    for line in listing:
-        if line[0] != "#":
-            frames, last = frames + 1, line
-    if not last:
-        return None
-    _, _, start, duration, *_ = map(str.strip, last.split(","))
-    return PictureEnd(seek_s + (int(start) + int(duration)) / TICKS_PER_S, None if seek_s else frames)
-
-
-def _arguments(info: VideoInfo, rate: Fraction, size: int, start_s: float, listing: Path) -> list[str]:
+def _arguments(
+    info: VideoInfo, rate: Fraction, size: int, start_s: float, limit: int | None, listing: str
+) -> list[str]:
     seek_s = seek_point(start_s)
     # Accurate seeking would drop the frame that is still on screen at the start of the range, and a change of size on
     # the way would restart the graph, in which fps then counts from 0 again.
@@ -257,12 +228,11 @@ def _arguments(info: VideoInfo, rate: Fraction, size: int, start_s: float, listi
         .filter("fps", str(rate), round="near", start_time=0, eof_action="pass")
     )
     picture = tone_map(info, picture).filter("scale", size, size)
-    output = ffmpeg.output(picture, "pipe:1", format="rawvideo", pix_fmt="rgb24", fps_mode="passthrough")
+    end = {"frames:v": limit} if limit is not None else {}
+    output = ffmpeg.output(picture, "pipe:1", format="rawvideo", pix_fmt="rgb24", fps_mode="passthrough", **end)
     times = {"fps_mode": "passthrough", "enc_time_base": f"1:{TICKS_PER_S}"}
     # Of the frames as they were decoded, since packets may not be shown; their pixels are left alone.
-    listed = ffmpeg.output(
-        source["V:0"].filter("null"), file_url(listing), format="framecrc", vcodec="wrapped_avframe", **times
-    )
+    listed = ffmpeg.output(source["V:0"].filter("null"), listing, format="framecrc", vcodec="wrapped_avframe", **times)
     return command(on_container_clock(info, source, ffmpeg.merge_outputs(output, listed)))
 
 

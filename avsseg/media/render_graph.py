@@ -99,8 +99,10 @@ def rendering(
         options["t"] = f"{end_s - start_s:.6f}"
     if MUXERS[container] in ("mp4", "mov"):
         options["movflags"] = "+faststart"
-        if info.timecode and not start_s:
-            options["timecode"] = info.timecode
+    if MUXERS[container] in ("mp4", "mov") and info.timecode and not start_s:
+        options["timecode"] = info.timecode
+    else:
+        options["metadata"] = "timecode="  # a container's own would be copied, whatever the start
     output = ffmpeg.output(picture, *tracks, file_url(path), format=MUXERS[container], **options)
     if len(tracks) < len(audio_tracks(info)):
         # the masks are timed by all tracks
@@ -125,14 +127,17 @@ def _composed(info: VideoInfo, source: Any, masks: Any, style: Style, container:
         picture = parts[0]
     # The masks take the frames' timestamps by being laid over them, blackened. Grey has no HDR: without the source's
     # tags a player would map its levels.
-    black = (parts[1] if style == "cutout" else picture).filter("format", "yuv420p")
+    black = parts[1].filter("scale") if style == "cutout" else picture  # else the picture would be made 4:2:0, too
+    black = black.filter("format", "yuv420p")
     black = black.filter("drawbox", color="black", t="fill")
     matte = ffmpeg.filter([black, masks], "overlay", shortest=1).filter("format", "yuv420p")
     if style == "matte":
         return matte.filter("setparams", range="tv", color_primaries="bt709", color_trc="bt709", colorspace="bt709")
     alpha = matte.filter("format", "gray")  # as alpha has it: from 0, not from 16
     if info.has_alpha:
-        own = source["V:0"].filter("alphaextract").filter("scale", info.width, info.height).filter("format", "gray")
+        # alphaextract takes no palette
+        own = source["V:0"].filter("format", "rgba").filter("alphaextract")
+        own = own.filter("scale", info.width, info.height).filter("format", "gray")
         own = own.filter("pad", info.width + right, info.height + bottom)
         alpha = ffmpeg.filter([alpha, own], "blend", all_mode="multiply", shortest=1)
     depth = "yuva420p" if container == "webm" else "yuva444p10le"

@@ -26,7 +26,8 @@ from avsseg.media.audio import (
     read_audio,
 )
 from avsseg.media.ffmpeg import STALL_S
-from avsseg.media.frames import FrameSampler, PictureEnd, audio_tracks, mask_times, sample_frames
+from avsseg.media.frames import FrameSampler, audio_tracks, mask_times, sample_frames
+from avsseg.media.picture_end import PictureEnd
 from avsseg.media.probe import VideoInfo
 
 WINDOWS_AHEAD = 1  # decoded and waiting while the model works on one
@@ -274,7 +275,8 @@ class _Decoder:
             damage.append(f"damaged sound: {_complaints(unheard, self._sound.last_error)}")
         if damage:
             warnings.append("; ".join(damage))
-        if self._info.has_audio and not self._sound.samples:
+        # from a later start on there may be none left
+        if self._info.has_audio and not self._sound.samples and (unheard or self._sound.failure or not self._start_s):
             warnings.append("the audio track cannot be decoded; segmented as silent")
         damaged = bool(
             complained or unheard or self._frames.failure or self._frames.stands_still or self._sound.failure
@@ -286,11 +288,12 @@ class _Decoder:
         """What is odd about a file of that length, if that is to be believed, and no damage."""
         info, sound, end = self._info, self._sound, self._frames.picture_end
         notes = []
-        if end is not None and length_s is not None and length_s - end.time_s > 1 / self._rate:
+        less_s = 0.0 if end is None or length_s is None else length_s - end.time_s
+        if end is not None and less_s > max(1 / self._rate, MISSING_TOLERANCE_S):
             longest = "the sound" if info.has_audio and not info.has_other_tracks else "another track"
             notes.append(f"the picture ends at {end.time_s:.1f} s, {longest} at {length_s:.1f} s")
         if sound.cancelled:
-            notes.append("the channels of the sound cancel each other out; the louder one is heard")
+            notes.append("the channels of the sound cancel each other out in places; there the louder one is heard")
         others = [str(track + 1) for track in audio_tracks(info) if track != sound.track]
         if sound.track is not None and sound.samples and sound.peak < SILENT_PEAK and others:
             notes.append(

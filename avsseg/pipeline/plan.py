@@ -163,7 +163,7 @@ def find_inputs(
                     f"{argument}: no such file, but a format. Put commas and no spaces between formats: --format "
                     f"{FORMATS[0]},{FORMATS[1]}"
                 )
-            path = _behind_stdin(Path(argument))
+            path = _behind_stream(Path(argument))
             add(path, PurePath(path.name))
     if not found and set(arguments) == {"-"}:
         raise UsageError("the list on stdin is empty")
@@ -331,10 +331,13 @@ def _tells_case_apart(folder: Path) -> bool:
         return True
 
 
-def _behind_stdin(path: Path) -> Path:
+def _behind_stream(path: Path) -> Path:
     """The file that /dev/stdin or its like leads to: a program that is started to read it has a stdin of its own."""
-    streams = path == Path("/dev/stdin") or path.parent == Path("/dev/fd")
-    return _real(path) if streams and _real(path).is_file() else path
+    if path != Path("/dev/stdin") and path.parent != Path("/dev/fd"):
+        return path
+    file = _real(path)
+    # on macOS it leads to /dev/fd/0 and no further
+    return file if file.is_file() and Path("/dev") not in file.parents else path
 
 
 def _told_apart(inputs: Collection[FoundInput]) -> Iterator[FoundInput]:
@@ -344,7 +347,7 @@ def _told_apart(inputs: Collection[FoundInput]) -> Iterator[FoundInput]:
         folders.setdefault(item.mirrored.parent / item.mirrored.stem, []).append(os.path.abspath(item.path.parent))
     for item in inputs:
         sharing = folders[item.mirrored.parent / item.mirrored.stem]
-        if len(sharing) > 1:
+        if len(set(sharing)) > 1:
             with contextlib.suppress(ValueError):  # on two drives
                 below = os.path.relpath(os.path.abspath(item.path), os.path.commonpath(sharing))
                 item = replace(item, mirrored=PurePath(below))

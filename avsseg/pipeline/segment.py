@@ -24,7 +24,7 @@ from avsseg.weights import load_model
 from avsseg.weights.registry import DEFAULT_MODEL
 
 if TYPE_CHECKING:
-    from avsseg.media.frames import PictureEnd
+    from avsseg.media.picture_end import PictureEnd
     from avsseg.weights import LoadedModel
 
 

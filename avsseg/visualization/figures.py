@@ -100,6 +100,12 @@ class Visualization:
         rows = list(self._with_frames(columns, wanted))
         if not rows:
             raise MediaError(self._info.path, "it ends before the first instant asked for", "Name earlier ones.")
+        missing = wanted - {shown.index for shown, _ in rows}
+        if missing:
+            from_s = self._segment_options.start_s + min(missing) / self._segment_options.rate
+            self._add_warnings(
+                [f"the picture ends before {from_s:.1f} s: {len(missing)} of {len(wanted)} rows are left out"]
+            )
         picture = draw_rows(rows, self._waveform())
         with written_whole(path) as partial:
             picture.save(partial, format="PNG")

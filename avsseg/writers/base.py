@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from avsseg.media.frames import PictureEnd
+    from avsseg.media.picture_end import PictureEnd
     from avsseg.media.probe import VideoInfo
     from avsseg.pipeline.segment import Mask
 

@@ -20,7 +20,7 @@ from avsseg.writers.masks import frame_index, mask_file_name
 from avsseg.writers.naming import final_categories
 
 if TYPE_CHECKING:
-    from avsseg.media.frames import PictureEnd
+    from avsseg.media.picture_end import PictureEnd
     from avsseg.media.probe import VideoInfo
     from avsseg.pipeline.segment import Mask
 

@@ -23,7 +23,7 @@ from avsseg.writers.labels import label_map
 from avsseg.writers.naming import final_categories
 
 if TYPE_CHECKING:
-    from avsseg.media.frames import PictureEnd
+    from avsseg.media.picture_end import PictureEnd
     from avsseg.media.probe import VideoInfo
     from avsseg.pipeline.segment import Mask
 

@@ -17,7 +17,7 @@ from avsseg.writers.labels import label_map, marked_labels
 from avsseg.writers.naming import reach
 
 if TYPE_CHECKING:
-    from avsseg.media.frames import PictureEnd
+    from avsseg.media.picture_end import PictureEnd
     from avsseg.media.probe import VideoInfo
     from avsseg.pipeline.segment import Mask
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from subprocess import CompletedProcess
@@ -9,6 +10,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
+from avsseg.media.ffmpeg import find_ffmpeg
 from avsseg.media.frames import sample_frames
 from avsseg.media.probe import probe
 from avsseg.model.avs_mamba import AvsMamba
@@ -60,6 +62,19 @@ def test_a_panel_has_a_row_for_each_instant(
     assert (changed[1][:, 144:] > 0).mean() > 0.9
     unknown = tile(picture, 2, 1)
     assert (unknown == unknown[..., :1]).all()
+
+
+def test_rows_beyond_the_picture_are_told_of(
+    avsseg_main: Main, make_video: Callable[..., Path], untrained_file: Path, tmp_path: Path
+) -> None:
+    short = make_video(tmp_path / "short.mp4", seconds=2)
+    long = tmp_path / "long.mkv"
+    sound = ("-f", "lavfi", "-i", "sine=duration=5", "-map", "0:v", "-map", "1", "-c:v", "copy", str(long))
+    subprocess.run([str(find_ffmpeg().path), "-v", "error", "-i", str(short), *sound], check=True)
+    out = tmp_path / "panel.png"
+    outcome = avsseg_main("visualize", long, "--out", out, "--model", untrained_file, *SMALL, "--at", "1,3.5,4")
+    assert outcome.returncode == 0, outcome.stderr
+    assert "the picture ends before 3.0 s: 2 of 3 rows are left out" in outcome.stderr
 
 
 def test_features_are_laid_over_frames_spread_evenly(

@@ -16,6 +16,7 @@ from avsseg.media.audio import (
     log_mel,
     log_mel_examples,
     mel_matrix,
+    mono,
     read_audio,
 )
 from avsseg.media.probe import probe
@@ -141,6 +142,20 @@ def test_a_late_track_begins_late(suffix, each_ffmpeg, beep):
 @pytest.mark.parametrize("name", ["late_picture", "late_picture_ts"])
 def test_a_late_picture_does_not_move_the_sound(name, each_ffmpeg, barcode_video):
     assert onset_s(heard(barcode_video(name).path)) < 0.05
+
+
+def test_channels_that_cancel_each_other_out_keep_to_one():
+    tone = 8000 * np.sin(np.arange(1600))
+
+    def stereo(left: float, right: float) -> np.ndarray:
+        return np.stack((left * tone, right * tone), axis=1).astype(np.int16)
+
+    samples, channel = mono(stereo(1, -0.9))
+    assert channel == 0
+    assert np.allclose(samples, stereo(1, 1)[:, 0] / 32768)
+    assert mono(stereo(0.9, -1), channel)[1] == 0  # that of a moment before, though the other is a little louder
+    assert mono(stereo(0.9, -1))[1] == 1
+    assert mono(stereo(1, 1), channel)[1] is None
 
 
 def test_stereo_is_mixed_to_mono(each_ffmpeg, beep):

@@ -66,3 +66,14 @@ def test_what_cannot_be_written_is_named(silent_clip: Path, tmp_path: Path) -> N
         DrawnVideo(probe(silent_clip), tmp_path / "drawn.mp4", width=64, height=48, frame_rate=10) as video,
     ):
         video.write(np.zeros((64, 48, 3), np.uint8))
+
+
+def test_the_sound_is_that_of_the_track_that_is_heard(tmp_path: Path) -> None:
+    source = tmp_path / "two.mkv"
+    tracks = ["-f", "lavfi", "-i", "anullsrc=channel_layout=mono:d=1", "-f", "lavfi", "-i", "sine=duration=1"]
+    inputs = ["-f", "lavfi", "-i", "color=red:s=64x32:r=10:d=1", *tracks, "-map", "0", "-map", "1", "-map", "2"]
+    chosen = ["-c:a", "flac", "-disposition:a:0", "0", "-disposition:a:1", "default"]
+    subprocess.run([str(find_ffmpeg().path), "-v", "error", *inputs, *chosen, str(source)], check=True)
+    write(source, tmp_path / "drawn.mp4", start_s=0, end_s=None, pictures=10)
+    with read_audio(probe(tmp_path / "drawn.mp4")) as sound:
+        assert max(np.abs(block).max() for block in sound) > 0.05

@@ -5,6 +5,7 @@ import errno
 import gc
 import math
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -15,7 +16,8 @@ import pytest
 
 from avsseg.errors import EnvironmentFault, MediaError, UsageError
 from avsseg.media.ffmpeg import find_ffmpeg
-from avsseg.media.frames import PictureEnd, mask_times, sample_frames, tone_map
+from avsseg.media.frames import mask_times, sample_frames, tone_map
+from avsseg.media.picture_end import PictureEnd
 from avsseg.media.probe import VideoInfo, probe
 
 READABLE = [
@@ -94,7 +96,8 @@ def test_the_end_of_the_picture_is_that_of_its_last_frame(name, each_ffmpeg, bar
         ("long", 12.3, None, PictureEnd(25.0, None)),
         ("long", 12.3, 18.0, None),
         ("long", 0.0, 25.0, PictureEnd(25.0, 750)),
-        ("sound_outlasts", 0.0, 1.5, PictureEnd(2.0, 60)),  # both masks that there are, of 3.4 s of sound
+        ("sound_outlasts", 0.0, 3.4, PictureEnd(2.0, 60)),
+        ("sound_outlasts", 0.0, 1.5, None),  # both masks that there are, of 3.4 s of sound
     ],
 )
 def test_the_end_of_the_picture_is_known_where_it_was_reached(name, start_s, end_s, end, each_ffmpeg, barcode_video):
@@ -103,26 +106,74 @@ def test_the_end_of_the_picture_is_known_where_it_was_reached(name, start_s, end
     assert frames.picture_end == end
 
 
-def test_a_full_temporary_folder_is_an_environment_fault(barcode_video, monkeypatch):
+def test_too_many_open_files_are_an_environment_fault(barcode_video, monkeypatch):
     info = probe(barcode_video("short").path)
 
-    def full(**_: object) -> str:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    def full() -> tuple[int, int]:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
-    monkeypatch.setattr("tempfile.mkdtemp", full)
-    with pytest.raises(EnvironmentFault, match=r"No space left on device.*TMPDIR"):
+    monkeypatch.setattr("os.pipe", full)
+    with pytest.raises(EnvironmentFault, match=r"Too many open files\)\. Use fewer --jobs"):
         sample_frames(info)
 
 
 @pytest.mark.skipif(os.name == "nt", reason="open files keep their names")
-def test_a_sampler_that_is_killed_leaves_no_file_behind(barcode_video, tmp_path):
+@pytest.mark.parametrize("read", ["", "next(frames); "])
+def test_a_sampler_that_is_killed_leaves_no_file_behind(read, barcode_video, tmp_path):
     program = (
         "import os, sys; from avsseg.media.frames import sample_frames; from avsseg.media.probe import probe; "
-        "next(sample_frames(probe(sys.argv[1]))); os.kill(os.getpid(), 9)"
+        f"frames = sample_frames(probe(sys.argv[1])); {read}os.kill(os.getpid(), 9)"
     )
     environment = {**os.environ, "TMPDIR": str(tmp_path)}
-    subprocess.run([sys.executable, "-c", program, barcode_video("plain").path], env=environment, check=False)
+    command = [sys.executable, "-c", program, barcode_video("plain").path]
+    assert subprocess.run(command, env=environment, check=False).returncode == -signal.SIGKILL
     assert list(tmp_path.iterdir()) == []
+
+
+def test_where_pipes_have_no_numbers_the_listing_is_a_file(barcode_video, tmp_path, monkeypatch):
+    video = barcode_video("plain")
+    info = probe(video.path)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    with monkeypatch.context() as on_windows:
+        on_windows.setattr("avsseg.media.picture_end.WITHOUT_NUMBERS", True)
+        frames = sample_frames(info, size=64)
+    with frames:
+        assert len(list(tmp_path.glob("avsseg-*"))) == 1
+        list(frames)
+    assert frames.picture_end == PictureEnd(pytest.approx(video.end_s, abs=0.002), len(video.times))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_happens_beyond_the_end_asked_for_is_not_told(barcode_video, run, tmp_path):
+    path = tmp_path / "damaged.mkv"
+    run("-i", str(barcode_video("long").path), "-c", "copy", str(path))
+    info = probe(path)
+    data = bytearray(path.read_bytes())
+    first = len(data) * 7 // 25  # in the seventh second of 25
+    data[first:] = bytes(len(data) - first)
+    path.write_bytes(data)
+    for end_s, damaged in ((None, True), (30.0, True), (5.0, False)):
+        with sample_frames(info, rate=0.2, size=64, end_s=end_s) as frames:
+            list(frames)
+        assert bool(frames.error_lines or frames.failure) == damaged
+        assert (frames.picture_end is None) == (end_s == 5.0)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="a script stands in for ffmpeg")
+def test_a_stall_beyond_the_end_asked_for_loses_nothing(barcode_video, tmp_path, monkeypatch):
+    info = probe(barcode_video("plain").path)
+    stand_in = tmp_path / "ffmpeg"
+    stand_in.write_text(
+        f'#!/bin/sh\n[ "$1" = -version ] && exec "{find_ffmpeg().path}" "$@"\n'
+        f"head -c {3 * 64 * 64 * 2} /dev/zero\nexec sleep 60\n"
+    )
+    stand_in.chmod(0o755)
+    monkeypatch.setenv("AVSSEG_FFMPEG", str(stand_in))
+    with sample_frames(info, size=64, end_s=2.0, stall_s=0.5) as frames:
+        assert len(list(frames)) == 2
+    assert (frames.picture_end, frames.failure) == (None, "")
+    with sample_frames(info, size=64, end_s=3.0, stall_s=0.5) as frames, pytest.raises(MediaError, match="stood still"):
+        list(frames)
 
 
 def test_frames_are_square_rgb_of_the_size_asked_for(make_video: Callable[..., Path], tmp_path):

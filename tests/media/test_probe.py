@@ -65,6 +65,7 @@ def test_the_track_flagged_as_default_is_the_one_that_players_play(
     [
         ("yuva444p10le", "prores_ks", True),
         ("argb", "qtrle", True),
+        ("pal8", "png", True),
         ("rgb24", "qtrle", False),
         ("yuv420p", "ffv1", False),
     ],

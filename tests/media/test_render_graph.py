@@ -238,3 +238,35 @@ def test_the_timecode_is_kept_from_the_beginning(name, style, each_ffmpeg, encod
     assert info.timecode == "01:02:03:04"
     assert probe(render(info, tmp_path / name, [1.0, 1.0], style=style)).timecode == "01:02:03:04"
     assert probe(render(info, tmp_path / f"late_{name}", [1.0], style=style, start_s=1.0)).timecode is None
+
+
+def test_a_container_s_timecode_is_not_that_of_a_later_start(each_ffmpeg, encode_barcodes, tmp_path, render):
+    source = tmp_path / "camera.mkv"
+    encode_barcodes(source, 60, "-c:v", "libx264", "-metadata", "timecode=01:02:03:04")
+    info = probe(source)
+    assert probe(render(info, tmp_path / "a.mp4", [1.0, 1.0])).timecode == info.timecode == "01:02:03:04"
+    for name, start_s in (("late.mp4", 1.0), ("late.mkv", 1.0), ("a.mkv", 0.0)):
+        assert probe(render(info, tmp_path / name, [1.0], start_s=start_s)).timecode is None
+
+
+def first_plane(video, plane):
+    program = [str(find_ffmpeg().path), "-v", "error", "-nostdin", "-i", str(video), "-frames:v", "1"]
+    arguments = ["-vf", f"format=yuva444p,extractplanes={plane}", "-f", "rawvideo", "-pix_fmt", "gray", "pipe:1"]
+    pixels = subprocess.run([*program, *arguments], check=True, stdout=subprocess.PIPE).stdout
+    return np.frombuffer(pixels, np.uint8).reshape(-1, probe(video).width).astype(int)
+
+
+def test_a_cutout_of_a_palette_has_all_of_it(each_ffmpeg, encode_barcodes, tmp_path, render):
+    source = tmp_path / "palette.avi"
+    encode_barcodes(source, 30, "-c:v", "rawvideo", "-pix_fmt", "pal8")
+    made = render(probe(source), tmp_path / "cutout.mov", [1.0], style="cutout", colour=(255, 255, 255))
+    assert first_plane(made, "a").max() > 250
+
+
+def test_a_cutout_keeps_fine_chroma(each_ffmpeg, encode_barcodes, tmp_path, render):
+    source = tmp_path / "rows.mkv"
+    encode_barcodes(source, 30, "-vf", "format=yuv444p,geq=lum=128:cb='88+80*mod(Y,2)':cr=128", "-c:v", "ffv1")
+    made = render(probe(source), tmp_path / "cutout.mov", [1.0], style="cutout", colour=(255, 255, 255))
+    rows = first_plane(made, "u")[:, 80]
+    assert abs(rows[::2] - 88).max() < 8
+    assert abs(rows[1::2] - 168).max() < 8

@@ -329,6 +329,18 @@ def test_a_sound_that_outlasts_the_picture_is_noted(each_ffmpeg, barcode_video):
     assert notes_of(barcode_video("plain").path) == ()
 
 
+def test_a_packet_more_of_sound_is_no_note_at_any_rate(each_ffmpeg, encode_barcodes, tmp_path):
+    path = tmp_path / "packet.mkv"
+    encode_barcodes(path, 60, "-c:v", "ffv1", "-c:a", "flac", inputs=("-f", "lavfi", "-i", "sine=duration=2.15"))
+    assert notes_of(path, rate=20) == ()
+
+
+def test_a_start_behind_the_sound_is_no_damage(each_ffmpeg, encode_barcodes, tmp_path):
+    path = tmp_path / "short_sound.mkv"
+    encode_barcodes(path, 150, "-c:v", "ffv1", "-c:a", "flac", inputs=("-f", "lavfi", "-i", "sine=duration=1"))
+    assert notes_of(path, start_s=3.0) == ()
+
+
 def test_a_silent_track_beside_another_is_noted(each_ffmpeg, encode_barcodes, tmp_path):
     path = tmp_path / "scratch.mkv"
     sounds = ("-f", "lavfi", "-i", "anullsrc=channel_layout=mono:d=1", "-f", "lavfi", "-i", "sine=duration=1")
@@ -341,4 +353,6 @@ def test_channels_that_cancel_each_other_out_are_noted(each_ffmpeg, encode_barco
     path = tmp_path / "crossed.mkv"
     crossed = ("-f", "lavfi", "-i", "aevalsrc='sin(2000*t)|-sin(2000*t)':d=1")
     encode_barcodes(path, 30, "-c:v", "ffv1", "-c:a", "flac", inputs=crossed)
-    assert notes_of(path) == ("the channels of the sound cancel each other out; the louder one is heard",)
+    assert notes_of(path) == (
+        "the channels of the sound cancel each other out in places; there the louder one is heard",
+    )

@@ -15,7 +15,8 @@ from PIL import Image
 from pycocotools.coco import COCO
 
 from avsseg.errors import EnvironmentFault, OutputError, WeightsError
-from avsseg.media.frames import PictureEnd, sample_frames
+from avsseg.media.frames import sample_frames
+from avsseg.media.picture_end import PictureEnd
 from avsseg.media.probe import probe
 from avsseg.media.windows import ClipWindow
 from avsseg.pipeline import batch, scoring

@@ -104,6 +104,11 @@ def test_files_of_one_name_in_one_folder_stay_refused(cameras: Path) -> None:
     (cameras / "b" / "x.mkv").touch()
     with pytest.raises(UsageError, match=r"would both write .*rename one"):
         plan_outputs(find_inputs(["a", "b"]), cameras / "o", ["coco"])
+    # of those below one folder, it is said where they would be
+    for name in ("a/deep/x.mp4", "a/deep/x.mkv"):
+        (cameras / name).touch()
+    with pytest.raises(UsageError, match=r"deep.x\.mkv and .*deep.x\.mp4 would both write .*o.deep.x\.json"):
+        plan_outputs(find_inputs(["a"], recursive=True), cameras / "o", ["coco"])
 
 
 @pytest.mark.parametrize("argument", ["masks", ",coco", "masks,coco"])

@@ -10,7 +10,7 @@ import torch
 
 import avsseg
 from avsseg.errors import EnvironmentFault, MediaError, UsageError, WeightsError
-from avsseg.media.frames import PictureEnd
+from avsseg.media.picture_end import PictureEnd
 from avsseg.media.probe import probe
 from avsseg.media.windows import ClipWindow, clip_windows
 from avsseg.model.avs_mamba import AvsMamba

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from avsseg.media.frames import PictureEnd
+from avsseg.media.picture_end import PictureEnd
 from avsseg.media.probe import VideoInfo
 from avsseg.pipeline.segment import Mask
 from avsseg.writers.base import TrackSettings

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from avsseg.errors import OutputError
-from avsseg.media.frames import PictureEnd
+from avsseg.media.picture_end import PictureEnd
 from avsseg.media.probe import VideoInfo
 from avsseg.pipeline.segment import Mask
 from avsseg.writers.base import TrackSettings
