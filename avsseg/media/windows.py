@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import queue
-import re
 import threading
 import weakref
 from collections.abc import Iterator
@@ -19,19 +18,18 @@ from avsseg.errors import UsageError
 from avsseg.media.audio import (
     EXAMPLE_SAMPLES,
     SAMPLE_RATE_HZ,
-    SILENT_PEAK,
     AudioReader,
     example_start_s,
     log_mel,
     read_audio,
 )
 from avsseg.media.ffmpeg import STALL_S
-from avsseg.media.frames import FrameSampler, audio_tracks, mask_times, sample_frames
+from avsseg.media.frames import FrameSampler, mask_times, sample_frames
 from avsseg.media.picture_end import PictureEnd
 from avsseg.media.probe import VideoInfo
+from avsseg.media.verdict import Verdict, judge
 
 WINDOWS_AHEAD = 1  # decoded and waiting while the model works on one
-MISSING_TOLERANCE_S = 0.25  # sound may outlast the picture by its last packet without anything being amiss
 
 
 @dataclass(frozen=True, eq=False)
@@ -152,17 +150,8 @@ class ClipWindows(Iterator[ClipWindow]):
         self.close()
 
 
-@dataclass(frozen=True)
-class _Summary:
-    missing_s: float
-    damaged: bool
-    warnings: tuple[str, ...]
-    notes: tuple[str, ...]
-    picture_end: PictureEnd | None
-
-
 class _Decoder:
-    """The thread that reads both streams, and the queue of what it made: windows, then a summary or an exception."""
+    """The thread that reads both streams, and the queue of what it made: windows, then a verdict or an exception."""
 
     def __init__(
         self,
@@ -185,14 +174,14 @@ class _Decoder:
         self._end_s = end_s
         self._window = window
         self._overlap = overlap
-        self._queue: queue.Queue[ClipWindow | _Summary | BaseException | None] = queue.Queue(WINDOWS_AHEAD)
+        self._queue: queue.Queue[ClipWindow | Verdict | BaseException | None] = queue.Queue(WINDOWS_AHEAD)
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="avsseg-decoder", daemon=True)
 
     def start(self) -> None:
         self._thread.start()
 
-    def next(self) -> ClipWindow | _Summary | BaseException | None:
+    def next(self) -> ClipWindow | Verdict | BaseException | None:
         return None if self._stopping.is_set() else self._queue.get()
 
     def stop(self) -> None:
@@ -213,11 +202,11 @@ class _Decoder:
         try:
             for window in self._windows():
                 self._put(window)
-            self._put(self._summary())
+            self._put(self._verdict())
         except BaseException as error:
             self._put(error)
 
-    def _put(self, item: ClipWindow | _Summary | BaseException) -> None:
+    def _put(self, item: ClipWindow | Verdict | BaseException) -> None:
         if not self._stopping.is_set():
             self._queue.put(item)
 
@@ -239,74 +228,19 @@ class _Decoder:
         if fresh:
             yield self._clip(first, frames, sounds)
 
+    def _verdict(self) -> Verdict:
+        return judge(
+            *(self._info, self._frames, self._sound),
+            rate=self._rate,
+            start_s=self._start_s,
+            end_s=self._end_s,
+            heard_until=self._examples.drain,
+        )
+
     def _clip(self, first: int, frames: list[NDArray[np.uint8]], sounds: list[NDArray[np.float32]]) -> ClipWindow:
         times = tuple(self._start_s + (first + i + 0.5) / self._rate for i in range(len(frames)))
         spectra = log_mel(torch.from_numpy(np.stack(sounds))).unsqueeze(1)  # (T, 15600) -> (T, 1, 96, 64)
         return ClipWindow(first, np.stack(frames), spectra, times)
-
-    def _summary(self) -> _Summary:
-        """Compare what was read with what the file announces; ffmpeg ends with code 0 whatever it met."""
-        read_s = self._start_s + self._frames.count / self._rate
-        # MPEG streams announce nothing: ffmpeg takes the last timestamp, to which time may have jumped.
-        length_s = None if self._info.container in ("mpegts", "mpeg") else self._info.duration_s
-        announced_s = read_s if length_s is None else min(length_s, self._end_s or length_s)
-        missing_s = max(0.0, announced_s - read_s)
-        heard_s = self._examples.drain(announced_s) if missing_s > MISSING_TOLERANCE_S else announced_s
-        complained, unheard = self._frames.error_lines, self._sound.error_lines
-        # A picture that ends before another track does is whole, unless the decoder complained.
-        another_lasts = self._info.has_other_tracks or (self._info.has_audio and announced_s - heard_s <= 1.0)
-        whole = another_lasts and not (complained or self._frames.failure)
-        if missing_s <= MISSING_TOLERANCE_S or whole or self._frames.stands_still:
-            missing_s = 0.0
-        warnings = []
-        if self._frames.failure:
-            warnings.append(f"ffmpeg {self._frames.failure} after {self._frames.count} masks; the rest is missing")
-        if self._frames.stands_still:
-            warnings.append(f"the picture stands still from {read_s:.1f} s on, past its likely end; cut there")
-        if self._sound.failure:
-            heard = f"{self._sound.samples / SAMPLE_RATE_HZ:.1f} s of sound"
-            warnings.append(f"ffmpeg {self._sound.failure} after {heard}; the rest counts as silent")
-        damage = []  # of the file: one warning, however many signs of it
-        if missing_s:
-            damage.append(f"truncated: at least {missing_s:.1f} s of {announced_s:.1f} s are missing at the end")
-        if complained:
-            damage.append(f"damaged picture: {_complaints(complained, self._frames.last_error)}")
-        if unheard:
-            damage.append(f"damaged sound: {_complaints(unheard, self._sound.last_error)}")
-        if damage:
-            warnings.append("; ".join(damage))
-        # from a later start on there may be none left
-        if self._info.has_audio and not self._sound.samples and (unheard or self._sound.failure or not self._start_s):
-            warnings.append("the audio track cannot be decoded; segmented as silent")
-        damaged = bool(
-            complained or unheard or self._frames.failure or self._frames.stands_still or self._sound.failure
-        )
-        notes = self._notes(None if missing_s or self._frames.stands_still else length_s)
-        return _Summary(missing_s, damaged, tuple(warnings), notes, self._frames.picture_end)
-
-    def _notes(self, length_s: float | None) -> tuple[str, ...]:
-        """What is odd about a file of that length, if that is to be believed, and no damage."""
-        info, sound, end = self._info, self._sound, self._frames.picture_end
-        notes = []
-        less_s = 0.0 if end is None or length_s is None else length_s - end.time_s
-        if end is not None and less_s > max(1 / self._rate, MISSING_TOLERANCE_S):
-            longest = "the sound" if info.has_audio and not info.has_other_tracks else "another track"
-            notes.append(f"the picture ends at {end.time_s:.1f} s, {longest} at {length_s:.1f} s")
-        if sound.cancelled:
-            notes.append("the channels of the sound cancel each other out in places; there the louder one is heard")
-        others = [str(track + 1) for track in audio_tracks(info) if track != sound.track]
-        if sound.track is not None and sound.samples and sound.peak < SILENT_PEAK and others:
-            notes.append(
-                f"audio track {sound.track + 1} is silent, and there {'are tracks' if others[1:] else 'is track'} "
-                f"{', '.join(others)}; --audio-track chooses"
-            )
-        return tuple(notes)
-
-
-def _complaints(lines: int, last: str) -> str:
-    """What ffmpeg said, without the addresses of its objects, which differ from run to run."""
-    text = re.sub(r"^(\[[^\]]* @ 0x[0-9a-f]+\] )+", "", last)
-    return f"1 message of the decoder: {text}" if lines == 1 else f"{lines} messages of the decoder, the last: {text}"
 
 
 class _ExampleCutter:
