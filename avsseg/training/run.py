@@ -7,7 +7,7 @@ import json
 import logging
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -22,7 +22,7 @@ from avsseg.model.config import AvsMambaConfig
 from avsseg.pipeline.device import resolve_device
 from avsseg.pipeline.scoring import memory_faults
 from avsseg.training.checkpoints import load_checkpoint
-from avsseg.training.clips import ClipObjective, ClipOrder, clip_batches, second_batches, validation
+from avsseg.training.clips import ClipBatch, ClipObjective, ClipOrder, clip_batches, second_batches, validation
 from avsseg.training.curves import draw_curves
 from avsseg.training.distributed import MEMORY_REMEDY, rank_and_world, together
 from avsseg.training.encoders import (
@@ -38,7 +38,7 @@ from avsseg.training.run_folder import BEST, BEST_STATE, LAST, LAST_STATE, MODEL
 from avsseg.training.run_log import LOGS
 from avsseg.training.settings import TrainingSettings, write_toml
 from avsseg.training.start import build_model, frozen_statistics, with_size
-from avsseg.training.trainer import Interrupted, NonFiniteError, Progress, Trainer, TrainerSettings
+from avsseg.training.trainer import Interrupted, NonFiniteError, Progress, Trainer, TrainerSettings, Validation
 from avsseg.weights.store import BINARY_CATEGORIES, save_model
 from avsseg.writers.base import output_errors, written_whole
 
@@ -220,21 +220,7 @@ class TrainingRun:
         What there is by then is left in the folder also when AvssegError ends it: NonFiniteError when the loss is no
         longer a number, OutputError when the disk refuses, DataError or MediaError for a damaged file.
         """
-        first = self.trainer.step * self.settings.accumulate
-        encoders, plain = (self.settings.stage == name for name in ("encoders", "plain"))
-        # single seconds are taken from the clips of a group of batches
-        seconds = self.clips.seconds if plain else 1
-        order = self._order(first=first - first % seconds)
-        # of two sounds a muted model hears neither: which of them a picture is to be marked for would be chance
-        pair = 0.0 if self.settings.mute or encoders else self.settings.pair
-        batches = clip_batches(self.clips, order, self.settings.workers, pair=pair)
-        if encoders:
-            batches = encoder_batches(batches, sounding_frames(self.clips, "train"), self.clips.augmentation, order)
-        elif plain:
-            batches = second_batches(batches, seconds, first=first, crops=self.settings.crops)
-        check = None
-        if self.val is not None:
-            check = encoder_validation(self.val) if encoders else validation(self.val, mute=self.settings.mute)
+        batches, check = together(self._prepared, printable(self.folder))
         try:
             with memory_faults(printable(self.folder), MEMORY_REMEDY):
                 self.trainer.train(batches, check)
@@ -253,6 +239,29 @@ class TrainingRun:
                 raise EnvironmentFault(f"{error}; the state of the last checkpoint is kept") from error
             raise
         return self._leave()
+
+    def _prepared(self) -> tuple[Iterator[ClipBatch], Validation | None]:
+        """The batches from the step on that comes next, and how the model is validated.
+
+        Raises EnvironmentFault where memory runs out: some stages hold what they train or validate on in memory.
+        """
+        with memory_faults(printable(self.folder), MEMORY_REMEDY):
+            first = self.trainer.step * self.settings.accumulate
+            encoders, plain = (self.settings.stage == name for name in ("encoders", "plain"))
+            # single seconds are taken from the clips of a group of batches
+            seconds = self.clips.seconds if plain else 1
+            order = self._order(first=first - first % seconds)
+            # of two sounds a muted model hears neither: which of them a picture is to be marked for would be chance
+            pair = 0.0 if self.settings.mute or encoders else self.settings.pair
+            batches = clip_batches(self.clips, order, self.settings.workers, pair=pair)
+            if encoders:
+                batches = encoder_batches(batches, sounding_frames(self.clips, "train"), self.clips.augmentation, order)
+            elif plain:
+                batches = second_batches(batches, seconds, first=first, crops=self.settings.crops)
+            check = None
+            if self.val is not None:
+                check = encoder_validation(self.val) if encoders else validation(self.val, mute=self.settings.mute)
+            return batches, check
 
     def _leave(self) -> Path:
         """As `_leave_alone`, where all processes come: they wait, as `torchrun` stops the first when one has ended."""

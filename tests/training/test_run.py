@@ -306,9 +306,23 @@ def test_out_of_memory_says_what_to_do_and_keeps_the_best(
         return forward(batch)
 
     monkeypatch.setattr(run.trainer.objective, "forward", exhausted)
-    with pytest.raises(EnvironmentFault, match=r"memory ran out\. Give a smaller --batch"):
+    with pytest.raises(
+        EnvironmentFault, match=r"memory ran out\. Give a smaller --batch.*; the state of the last check"
+    ):
         run.train()
     assert (tmp_path / "run" / "best.safetensors").exists()
+
+
+def test_out_of_memory_before_the_first_step_keeps_nothing(
+    tmp_path: Path, quick: TrainingSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def exhausted(*_: object) -> object:
+        raise MemoryError
+
+    monkeypatch.setattr("avsseg.training.run.sounding_frames", exhausted)
+    run = TrainingRun(tmp_path / "run", replace(quick, stage="encoders"))
+    with pytest.raises(EnvironmentFault, match=r"memory ran out\. Give a smaller --batch, .* smaller --size$"):
+        run.train()
 
 
 @pytest.mark.skipif(os.name == "nt", reason="there is no SIGKILL")
