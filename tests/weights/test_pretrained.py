@@ -131,7 +131,7 @@ def test_misfits_are_listed_and_change_nothing(tmp_path: Path) -> None:
         load_backbone_weights(backbone, tmp_path / "x.pth")
     text = str(caught.value)
     assert "1 missing (norm4.bias)" in text
-    assert "5 unexpected (surprise0, surprise1, surprise2, …)" in text
+    assert "5 unexpected (surprise0, surprise1, surprise2 and 2 more)" in text
     assert "1 of another shape (norm1.weight (31,) instead of (32,))" in text
     assert "\n" not in text
     assert_loaded(backbone, before)
