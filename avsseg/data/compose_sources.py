@@ -70,7 +70,6 @@ _TURNS = {
 }
 _SIDEWAYS = {_TURNS[orientation] for orientation in (5, 6, 7, 8)}
 LONGEST_SOUND_S = 60
-# of several files with the same fault, as many are named
 
 
 @dataclass(frozen=True)

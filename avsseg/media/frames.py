@@ -102,23 +102,26 @@ class FrameSampler(Iterator[NDArray[np.uint8]]):
         self.picture_end: PictureEnd | None = None
         self._announced = _believable(info, mask_times(info, rate=rate, start_s=start_s, end_s=None), rate)
         self._limit = None if end_s is None else max(1, math.ceil(Fraction(f"{end_s - start_s:.6f}") * rational(rate)))
-        self._to_the_end = self._limit is None or self._announced is None or self._limit >= self._announced
         self._longest_standstill = math.ceil(STANDSTILL_S * rate)
         self._ahead: NDArray[np.uint8] | None = None  # read, but not given yet
         self._last: NDArray[np.uint8] | None = None
         self._repeats = 0  # of the last frame, beyond the announced end
         self._finished = False
         self._seek_s = seek_point(start_s)
+        # of a range that ends before the picture is announced to, the picture's end is not looked for
+        to_the_end = self._limit is None or self._announced is None or self._limit >= self._announced
         try:
-            self._listing = FrameListing()
+            self._listing = FrameListing() if to_the_end else None
         except OSError as error:
             raise cannot_start(error) from error
+        limit, listing = (None, self._listing.url) if self._listing is not None else (self._limit, "")
         try:
-            last = None if self._to_the_end else self._limit
-            arguments = _arguments(info, rational(rate), size, start_s, last, self._listing.url)
-            self._process = FfmpegProcess(arguments, stall_s=stall_s, pass_fds=self._listing.pass_fds)
+            arguments = _arguments(info, rational(rate), size, start_s, limit=limit, listing=listing)
+            pass_fds = self._listing.pass_fds if self._listing is not None else ()
+            self._process = FfmpegProcess(arguments, stall_s=stall_s, pass_fds=pass_fds)
         finally:
-            self._listing.started()
+            if self._listing is not None:
+                self._listing.started()
 
     def __next__(self) -> NDArray[np.uint8]:
         if self._finished:
@@ -158,11 +161,11 @@ class FrameSampler(Iterator[NDArray[np.uint8]]):
         full = self.count == self._limit
         # one frame further shows whether the picture ends there; what happens on the way is no more about this range
         said = self._process.said() if full else None
-        more = self.stands_still or (full and (not self._to_the_end or self._read() is not None))
+        more = self.stands_still or (full and (self._listing is None or self._read() is not None))
         if more:
             self._process.kill()
         code = self._process.wait()
-        if code == 0 and not more:
+        if code == 0 and not more and self._listing is not None:
             self.picture_end = self._listing.end(self._seek_s)
         self.failure = "" if full else self._process.failure()
         killed = "" if full else self._process.killed()
@@ -189,7 +192,8 @@ class FrameSampler(Iterator[NDArray[np.uint8]]):
         """End ffmpeg and release everything; may be called twice."""
         self._finished = True
         self._process.close()
-        self._listing.close()
+        if self._listing is not None:
+            self._listing.close()
 
     def __enter__(self) -> FrameSampler:
         return self
@@ -209,7 +213,7 @@ def _believable(info: VideoInfo, announced: int | None, rate: float) -> int | No
 
 
 def _arguments(
-    info: VideoInfo, rate: Fraction, size: int, start_s: float, limit: int | None, listing: str
+    info: VideoInfo, rate: Fraction, size: int, start_s: float, *, limit: int | None, listing: str
 ) -> list[str]:
     seek_s = seek_point(start_s)
     # Accurate seeking would drop the frame that is still on screen at the start of the range, and a change of size on
@@ -230,10 +234,12 @@ def _arguments(
     picture = tone_map(info, picture).filter("scale", size, size)
     end = {"frames:v": limit} if limit is not None else {}
     output = ffmpeg.output(picture, "pipe:1", format="rawvideo", pix_fmt="rgb24", fps_mode="passthrough", **end)
-    times = {"fps_mode": "passthrough", "enc_time_base": f"1:{TICKS_PER_S}"}
-    # Of the frames as they were decoded, since packets may not be shown; their pixels are left alone.
-    listed = ffmpeg.output(source["V:0"].filter("null"), listing, format="framecrc", vcodec="wrapped_avframe", **times)
-    return command(on_container_clock(info, source, ffmpeg.merge_outputs(output, listed)))
+    if listing:
+        options = {"format": "framecrc", "fps_mode": "passthrough", "enc_time_base": f"1:{TICKS_PER_S}"}
+        # Of the frames as they were decoded, since packets may not be shown; their pixels are left alone.
+        listed = ffmpeg.output(source["V:0"].filter("null"), listing, vcodec="wrapped_avframe", **options)
+        output = ffmpeg.merge_outputs(output, listed)
+    return command(on_container_clock(info, source, output))
 
 
 def on_container_clock(info: VideoInfo, source: Any, output: Any, **limits: Any) -> Any:

@@ -230,7 +230,9 @@ class _Decoder:
 
     def _verdict(self) -> Verdict:
         return judge(
-            *(self._info, self._frames, self._sound),
+            self._info,
+            self._frames,
+            self._sound,
             rate=self._rate,
             start_s=self._start_s,
             end_s=self._end_s,

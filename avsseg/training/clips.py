@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import itertools
 import math
+import os
 import signal
+import threading
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -176,11 +178,20 @@ def _seconds_of(clips: Tensor, field: str, chosen: Tensor) -> Tensor:
 def prepare_worker(_: int) -> None:
     """One thread, and deaf to what stops a whole group of processes: the one that trains or evaluates decides on it.
 
-    A terminal sends Ctrl-C to all of them, `timeout` and Slurm send SIGTERM.
+    A terminal sends Ctrl-C to all of them, `timeout` and Slurm send SIGTERM. That of its parent is obeyed, with which
+    Python and PyTorch end processes that are left; where the sender is not told (not on Linux), so is any.
     """
     torch.set_num_threads(1)
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "sigwaitinfo"):
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_end_with, args=(os.getppid(),), name="avsseg-sigterm", daemon=True).start()
+
+
+def _end_with(parent: int) -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
+        pass
+    os._exit(0)
 
 
 class ClipObjective(ModelObjective):

@@ -34,8 +34,7 @@ from avsseg.training.encoders import (
     sounding_frames,
 )
 from avsseg.training.objectives import ModelObjective
-from avsseg.training.run_folder import BEST, BEST_STATE, LAST, LAST_STATE, MODEL, SETTINGS, check_folder
-from avsseg.training.run_log import LOGS
+from avsseg.training.run_folder import BEST, BEST_STATE, LAST, LAST_STATE, MODEL, SETTINGS, check_folder, forget_start
 from avsseg.training.settings import TrainingSettings, write_toml
 from avsseg.training.start import build_model, frozen_statistics, with_size
 from avsseg.training.trainer import Interrupted, NonFiniteError, Progress, Trainer, TrainerSettings, Validation
@@ -164,10 +163,7 @@ class TrainingRun:
             model.audio_encoder.requires_grad_(False)
         objective = _objective(model, settings).to(device)  # its own layers, too
         if not resume and self.rank == 0:
-            # of a run that was killed before its first checkpoint, by check_folder
-            with output_errors(folder):
-                for name in LOGS:
-                    (folder / name).unlink(missing_ok=True)
+            forget_start(folder)
         self.trainer = Trainer(
             objective,
             folder,

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import math
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -429,3 +431,17 @@ def test_the_m_j_of_avss_is_over_known_pixels_of_annotated_seconds(monkeypatch: 
     masks[:, 1] = 5
     # of the first frame both classes, of the second three, none of which is where it should be
     assert objective(batch)[1]["M_J"] == pytest.approx((0.5 + 0.5 + 0) / 3)
+
+
+def test_a_program_that_holds_its_batches_to_the_end_ends(scenes: Path) -> None:
+    program = f"""
+from pathlib import Path
+from avsseg.data.avsbench import AvsBenchClips
+from avsseg.training.clips import ClipOrder, clip_batches
+
+if __name__ == "__main__":
+    clips = AvsBenchClips(Path({str(scenes)!r}), "ms3", "train", size=32)
+    batches = clip_batches(clips, ClipOrder(len(clips), 1, seed=0, first=0, rank=0, world=1), 1)
+    next(batches)
+"""
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
