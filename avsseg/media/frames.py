@@ -232,14 +232,17 @@ def _arguments(
         .filter("fps", str(rate), round="near", start_time=0, eof_action="pass")
     )
     picture = tone_map(info, picture).filter("scale", size, size)
-    end = {"frames:v": limit} if limit is not None else {}
+    end, copied = {}, {}
+    if limit is not None:
+        # copies that went on would read, and complain about, what lies far beyond the range
+        end, copied = {"frames:v": limit}, {"t": f"{float(start_s - seek_s + limit / rate):.6f}"}
     output = ffmpeg.output(picture, "pipe:1", format="rawvideo", pix_fmt="rgb24", fps_mode="passthrough", **end)
     if listing:
         options = {"format": "framecrc", "fps_mode": "passthrough", "enc_time_base": f"1:{TICKS_PER_S}"}
         # Of the frames as they were decoded, since packets may not be shown; their pixels are left alone.
         listed = ffmpeg.output(source["V:0"].filter("null"), listing, vcodec="wrapped_avframe", **options)
         output = ffmpeg.merge_outputs(output, listed)
-    return command(on_container_clock(info, source, output))
+    return command(on_container_clock(info, source, output, **copied))
 
 
 def on_container_clock(info: VideoInfo, source: Any, output: Any, **limits: Any) -> Any:
