@@ -43,6 +43,7 @@ from avsseg.training.checkpoints import load_checkpoint
 from avsseg.training.distributed import from_all, process_group, rank_and_world
 from avsseg.training.objectives import AudioObjective, Batch, JointObjective, VisualObjective, iou_and_silent_area
 from avsseg.training.trainer import Trainer, TrainerSettings
+from avsseg.weights.pretrained import load_backbone_weights
 from avsseg.weights.store import load_model, save_model
 
 MODEL = "avs-mamba-tiny"
@@ -67,6 +68,8 @@ VALIDATION_CLIPS = 60
 RANK_SEEDS = 1_000_000
 # in `plain` the backbone sees more pictures than it ever did alone
 RATE_SCALES = {"joint": {"model.visual_backbone.": 0.3}, "plain": {}}
+# of a backbone that knows ImageNet already
+PRETRAINED_RATE_SCALES = {"objective.backbone.": 0.3}
 
 
 def collate(examples: list[dict[str, Tensor]]) -> Batch:
@@ -218,12 +221,16 @@ def train(stage: str, options: argparse.Namespace) -> None:
         return
     if options.start_from:
         take(model, options.start_from)
+    scales = {}
+    if options.init_visual and stage == "visual":
+        load_backbone_weights(model.visual_backbone, options.init_visual)
+        scales = PRETRAINED_RATE_SCALES
     encoder: nn.Module = (
         VisualObjective(model.visual_backbone, model.channels, clips.classes, FOREGROUND_WEIGHT)
         if stage == "visual"
         else AudioObjective(model.audio_encoder, model.config.heard_classes)
     )
-    trainer = Trainer(OnDevice(encoder).to(device), options.folder / stage, settings)
+    trainer = Trainer(OnDevice(encoder).to(device), options.folder / stage, settings, learning_rate_scales=scales)
     trainer.restore()
     count = ENCODER_BATCH[stage]
     for until, size in PICTURE_PHASES if stage == "visual" else ((1.0, SIZE),):
@@ -311,6 +318,9 @@ def main() -> None:
         "--from",
         dest="start_from",
         help="weights to go on from: an encoder; later all that no stage before has learned",
+    )
+    parser.add_argument(
+        "--init-visual", metavar="FILE", help="`visual`: published weights of the backbone to start from"
     )
     parser.add_argument("--whole", action="store_true", help="goes on from all of --from, its encoders too")
     parser.add_argument("--mute", action="store_true", help="train the masks without sound; `export`: of that run")

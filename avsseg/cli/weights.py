@@ -149,8 +149,9 @@ def convert_weights(
         typer.Option(
             "--as",
             metavar="KIND",
-            help="avs-mamba, pvt_v2_b0 to pvt_v2_b5, resnet50 (also in a DETR or torchvision detector), a VMamba or "
-            "Vim as `list` names it, or vggish. Default: what the names in the file say.",
+            help="avs-mamba, pvt_v2_b0 to pvt_v2_b5, resnet50 (also in a DETR or torchvision detector), "
+            "efficientnet_lite0 to _lite2, a VMamba or Vim as `list` names it, or vggish. Default: what the names in "
+            "the file say.",
             show_default=False,
         ),
     ] = None,

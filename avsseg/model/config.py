@@ -11,6 +11,7 @@ TEMPORAL_DIRECTIONS = (2, 4, 6, 8, 10, 12)
 VISUAL_BACKBONES = (
     *("pvt_v2_b0", "pvt_v2_b1", "pvt_v2_b2", "pvt_v2_b3", "pvt_v2_b4", "pvt_v2_b5"),
     *("resnet50", "resnet18_slim"),
+    *("efficientnet_lite0", "efficientnet_lite1", "efficientnet_lite2"),
     *("vmamba-tiny-v0", "vmamba-small-v0", "vmamba-base-v0"),
     *("vmamba-tiny-s2l5", "vmamba-tiny-s1l8", "vmamba-small-s2l15", "vmamba-small-s1l20"),
     *("vmamba-base-s2l15", "vmamba-base-s1l20"),

@@ -6,6 +6,8 @@ vmamba-*          official names, of the first release (`self_attention`) or the
 vim-*             official names; `head.*` is the classifier
 resnet50          torchvision's names; `fc.*` is the classifier; or inside a detector, whose other parts are left:
                   DETR keeps it under `backbone.0.body.`, torchvision's detectors under `backbone.body.`
+efficientnet_*    names of the public PyTorch port; `_conv_head.*`, `_bn1.*` and `_fc.*` are the classifier. They take
+                  pictures as (255 x - 127) / 128, which is folded into the stem
 vggish            the public PyTorch port; `pproc.*` is the PCA
 avs-mamba         the authors' whole model
 """
@@ -17,7 +19,7 @@ import math
 import os
 import re
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,19 +28,21 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from avsseg.errors import WeightsError, first_of, printable
+from avsseg.model.avs_mamba import IMAGENET_MEAN, IMAGENET_STD
 from avsseg.model.backbones import build_backbone
+from avsseg.model.backbones.efficientnet_lite import EFFICIENTNET_LITE
 from avsseg.model.backbones.pvt_v2 import PVT_V2
 from avsseg.model.backbones.vim import VIM
 from avsseg.model.backbones.vmamba import VMAMBA
 from avsseg.model.vggish import Vggish
 
 AVS_MAMBA = "avs-mamba"
-KINDS = (AVS_MAMBA, *PVT_V2, *VMAMBA, *VIM, "resnet50", "vggish")
+KINDS = (AVS_MAMBA, *PVT_V2, *VMAMBA, *VIM, "resnet50", *EFFICIENTNET_LITE, "vggish")
 DETR_PREFIX, DETECTOR_PREFIX = "backbone.0.body.", "backbone.body."
 
 # where trainers put the state dict when they save more than that
 _WRAPPERS = ("model", "state_dict", "model_state_dict")
-_CLASSIFIERS = re.compile(r"(head|fc|pproc|classifier)\.")
+_CLASSIFIERS = re.compile(r"(head|fc|pproc|classifier|_conv_head|_bn1|_fc)\.")
 # what a backbone here has and its published file has not: it starts anew
 _OURS_ALONE = re.compile(r"(outnorm\d|feature_pyramid)\.")
 _VMAMBA_BLOCK = re.compile(r"layers\.(\d+)\.blocks\.(\d+)\.(op|self_attention)\.")
@@ -52,6 +56,18 @@ _VMAMBA_RENAMES = (
     (re.compile(r"(\.downsample\.)reduction\."), r"\g<1>2."),
     (re.compile(r"^norm\."), "classifier.norm."),
 )
+_LITE_BLOCK = re.compile(r"_?blocks\.(\d+)\.(_depthwise_conv|depthwise\.0)\.weight")
+_LITE_RENAMES = (
+    (re.compile(r"^_conv_stem\."), "stem.0."),
+    (re.compile(r"^_bn0\."), "stem.1."),
+    (re.compile(r"^_blocks\.(\d+)\._expand_conv\."), r"blocks.\1.expand.0."),
+    (re.compile(r"^_blocks\.(\d+)\._bn0\."), r"blocks.\1.expand.1."),
+    (re.compile(r"^_blocks\.(\d+)\._depthwise_conv\."), r"blocks.\1.depthwise.0."),
+    (re.compile(r"^_blocks\.(\d+)\._bn1\."), r"blocks.\1.depthwise.1."),
+    (re.compile(r"^_blocks\.(\d+)\._project_conv\."), r"blocks.\1.project.0."),
+    (re.compile(r"^_blocks\.(\d+)\._bn2\."), r"blocks.\1.project.1."),
+)
+_LITE_MEAN, _LITE_STD = 127 / 255, 128 / 255  # of the pictures that the published files were trained on
 # DeiT's trainer, which Vim uses, and Swin's, which VMamba uses, save the run's settings beside the weights: they are
 # read as plain values and thrown away
 _SETTINGS_CLASSES = ((argparse.Namespace, "argparse.Namespace"), (OrderedDict, "yacs.config.CfgNode"))
@@ -136,6 +152,8 @@ def guess_kind(tensors: Mapping[str, Tensor], source: str) -> str:
         return _vmamba_variant(tensors)
     if "layers.0.mixer.A_b_log" in tensors and "cls_token" in tensors:
         return _vim_variant(tensors)
+    if any(map(_LITE_BLOCK.match, tensors)):
+        return _lite_variant(tensors)
     prefix = _resnet_prefix(tensors)
     if f"{prefix}layer4.2.conv3.weight" in tensors and f"{prefix}layer3.6.conv1.weight" not in tensors:
         return "resnet50"
@@ -234,11 +252,45 @@ def _vim_variant(tensors: Mapping[str, Tensor]) -> str:
     return min(VIM, key=lambda name: abs(VIM[name].dim - width))
 
 
-def _renamed(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """VMamba's second names for its first; others stay."""
+def _lite_variant(tensors: Mapping[str, Tensor]) -> str:
+    """The variant with so many blocks, of which the last is so wide; the nearest, as for PVT-v2, if none."""
+    blocks = {int(m[1]) for m in map(_LITE_BLOCK.match, tensors) if m}
+    last = max(blocks)
+    names = (f"_blocks.{last}._project_conv.weight", f"blocks.{last}.project.0.weight")
+    width = next((_length(tensors[name]) for name in names if name in tensors), 0)
+
+    def distance(name: str) -> int:
+        config = EFFICIENTNET_LITE[name]
+        return 1000 * abs(config.blocks - len(blocks)) + abs(config.dims[-1] - width)
+
+    return min(EFFICIENTNET_LITE, key=distance)
+
+
+def _with_our_pictures(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """An EfficientNet-Lite's with a stem that takes ImageNet's mean 0 and deviation 1, as `normalise` gives.
+
+    Exact but at the rim, where the picture is padded with its mean instead of almost the same grey.
+    """
+    weight, mean = tensors.get("stem.0.weight"), tensors.get("stem.1.running_mean")
+    if weight is None or mean is None or weight.ndim != 4 or weight.shape[1] != 3 or mean.shape != weight.shape[:1]:
+        return tensors  # whose misfit is reported later
+    shift = (torch.tensor(IMAGENET_MEAN) - _LITE_MEAN) / _LITE_STD
+    scale = torch.tensor(IMAGENET_STD) / _LITE_STD
+    added = (weight.float() * shift[:, None, None]).sum((1, 2, 3))
+    return {
+        **tensors,
+        "stem.0.weight": weight * scale[:, None, None],
+        "stem.1.running_mean": mean - added,
+    }
+
+
+def _renamed(
+    tensors: Mapping[str, Tensor], renames: Iterable[tuple[re.Pattern[str], str]] = _VMAMBA_RENAMES
+) -> dict[str, Tensor]:
+    """Our names, as VMamba's second release has them, for published ones; others stay."""
     renamed = {}
     for name, tensor in tensors.items():
-        for pattern, replacement in _VMAMBA_RENAMES:
+        for pattern, replacement in renames:
             name = pattern.sub(replacement, name)
         renamed[name] = tensor
     return renamed
@@ -261,6 +313,9 @@ def _resnet_prefix(tensors: Mapping[str, Tensor]) -> str:
 def _backbone_part(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     if any(map(_VMAMBA_BLOCK.match, tensors)):
         tensors = _renamed(tensors)
+    if "_conv_stem.weight" in tensors:
+        own = {name: tensor for name, tensor in tensors.items() if not _CLASSIFIERS.match(name)}
+        return _with_our_pictures(_renamed(own, _LITE_RENAMES))
     prefix = _resnet_prefix(tensors)
     inside = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
     part = {name: tensor for name, tensor in inside.items() if not _CLASSIFIERS.match(name)}

@@ -44,7 +44,66 @@ def test_resnet50_has_torchvision_names_and_size() -> None:
     assert channels == (256, 512, 1024, 2048)
 
 
-@pytest.mark.parametrize("name", ["pvt_v2_b0", "resnet50", "resnet18_slim"])
+# published counts of all parameters (EfficientNet-Lite's own table gives 4.7, 5.4 and 6.1 million), of which the
+# classifier has 1280 * (last width + 2) + 1280 * 1000 + 1000
+@pytest.mark.parametrize(
+    ("name", "millions", "blocks", "widths"),
+    [
+        ("efficientnet_lite0", 4.7, 16, (24, 40, 112, 320)),
+        ("efficientnet_lite1", 5.4, 21, (24, 40, 112, 320)),
+        ("efficientnet_lite2", 6.1, 21, (24, 48, 120, 352)),
+    ],
+)
+def test_efficientnet_lite_has_the_published_size(
+    name: str, millions: float, blocks: int, widths: tuple[int, ...]
+) -> None:
+    with torch.device("meta"):
+        backbone, channels = build_backbone(name)
+    classifier = 1280 * (widths[-1] + 2) + 1280 * 1000 + 1000
+    assert sum(p.numel() for p in backbone.parameters()) + classifier == pytest.approx(millions * 1e6, abs=5e4)
+    assert (len(backbone.blocks), channels) == (blocks, widths)
+
+
+def tensorflow_same(x: torch.Tensor, weight: torch.Tensor, stride: int, groups: int) -> torch.Tensor:
+    """The rule in TensorFlow's documentation of `tf.nn.convolution`, for any size."""
+    kernel = weight.shape[-1]
+    pads = []
+    for side in (x.shape[-1], x.shape[-2]):
+        whole = max((-(-side // stride) - 1) * stride + kernel - side, 0)
+        pads += [whole // 2, whole - whole // 2]
+    return F.conv2d(F.pad(x, pads), weight, stride=stride, groups=groups)
+
+
+@torch.no_grad()
+def test_efficientnet_lite_against_its_formula() -> None:
+    torch.manual_seed(0)
+    backbone = build_backbone("efficientnet_lite0")[0].double().eval()
+    for name, tensor in backbone.state_dict().items():
+        if tensor.is_floating_point() and "running_var" not in name:
+            tensor.copy_(torch.randn_like(tensor) * (0.3 if tensor.ndim == 1 else (2 / tensor[0].numel()) ** 0.5))
+        elif tensor.is_floating_point():
+            tensor.copy_(torch.rand_like(tensor) + 0.5)
+    expected, x = [], torch.randn(1, 3, 64, 96, dtype=torch.float64)
+    picture = x
+
+    def layer(x: torch.Tensor, part: torch.nn.Module, stride: int = 1, groups: int = 1) -> torch.Tensor:
+        y, norm = tensorflow_same(x, part[0].weight, stride, groups), part[1]
+        scale = norm.weight / (norm.running_var + 1e-3).sqrt()
+        return y * scale[:, None, None] + (norm.bias - norm.running_mean * scale)[:, None, None]
+
+    x = layer(x, backbone.stem, 2).clamp(0, 6)
+    strides = {1: 2, 3: 2, 5: 2, 11: 2}  # of the first blocks of stages 2, 3, 4 and 6
+    for index, block in enumerate(backbone.blocks):
+        y = x if block.expand is None else layer(x, block.expand).clamp(0, 6)
+        y = layer(y, block.depthwise, strides.get(index, 1), y.shape[1]).clamp(0, 6)
+        y = layer(y, block.project)
+        x = x + y if x.shape == y.shape else y
+        if index in (2, 4, 10, 15):
+            expected.append(x)
+    torch.testing.assert_close(backbone(picture), expected)
+
+
+@pytest.mark.parametrize("name", ["pvt_v2_b0", "resnet50", "resnet18_slim", "efficientnet_lite0"])
 def test_four_scales(name: str) -> None:
     backbone, channels = build_backbone(name)
     features = backbone.eval()(torch.randn(2, 3, 64, 96))

@@ -8,11 +8,14 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from avsseg.errors import UsageError, WeightsError
+from avsseg.model.avs_mamba import normalise
 from avsseg.model.backbones import build_backbone
+from avsseg.model.backbones.efficientnet_lite import EFFICIENTNET_LITE, STAGES
 from avsseg.model.backbones.pvt_v2 import PVT_V2
 from avsseg.model.vggish import CompactAudioEncoder, Vggish
 from avsseg.weights.conversion import convert_file
@@ -105,6 +108,66 @@ def test_resnet50_alone_and_inside_detectors(tmp_path: Path, prefix: str, frozen
         variance = state[f"{prefix}layer1.0.bn1.running_var"]
         torch.testing.assert_close(ours["layer1.0.bn1.running_var"], variance - shift, rtol=0, atol=1e-7)
         assert ours["bn1.num_batches_tracked"].item() == (0 if frozen else 7)
+
+
+def published_lite(name: str) -> dict[str, Tensor]:
+    """Names, shapes and order of the public PyTorch port, from the layout of its blocks."""
+    torch.manual_seed(0)
+    config = EFFICIENTNET_LITE[name]
+    state: dict[str, Tensor] = {}
+
+    def layer(conv: str, norm: str, *shape: int) -> None:
+        state[f"{conv}.weight"] = torch.randn(shape) * (2 / math.prod(shape[1:])) ** 0.5
+        for key in ("weight", "running_var"):
+            state[f"{norm}.{key}"] = torch.rand(shape[0]) + 0.5
+        for key in ("bias", "running_mean"):
+            state[f"{norm}.{key}"] = torch.randn(shape[0]) * 0.3
+        state[f"{norm}.num_batches_tracked"] = torch.tensor(7)
+
+    layer("_conv_stem", "_bn0", 32, 3, 3, 3)
+    block, channels = 0, 32
+    for stage, (_, kernel, _, expansion, _) in enumerate(STAGES):
+        for _ in range(config.repeats(stage)):
+            prefix, inner = f"_blocks.{block}.", channels * expansion
+            if expansion > 1:
+                layer(f"{prefix}_expand_conv", f"{prefix}_bn0", inner, channels, 1, 1)
+            layer(f"{prefix}_depthwise_conv", f"{prefix}_bn1", inner, 1, kernel, kernel)
+            channels = config.channels(stage)
+            layer(f"{prefix}_project_conv", f"{prefix}_bn2", channels, inner, 1, 1)
+            block += 1
+    layer("_conv_head", "_bn1", 1280, channels, 1, 1)
+    state["_fc.weight"], state["_fc.bias"] = torch.randn(1000, 1280), torch.randn(1000)
+    return state
+
+
+@pytest.mark.parametrize("name", sorted(EFFICIENTNET_LITE))
+def test_published_efficientnet_lite(tmp_path: Path, name: str) -> None:
+    state = published_lite(name)
+    torch.save(state, tmp_path / "lite.pth")
+    assert convert_file(tmp_path / "lite.pth", tmp_path / "lite.safetensors") == name
+    first, converted = (build_backbone(name)[0].eval() for _ in range(2))
+    load_backbone_weights(first, tmp_path / "lite.pth")
+    load_backbone_weights(converted, tmp_path / "lite.safetensors")
+    assert_loaded(converted, first.state_dict())
+    ours = first.state_dict()
+    assert torch.equal(ours["blocks.3.depthwise.0.weight"], state["_blocks.3._depthwise_conv.weight"])
+    assert torch.equal(ours["blocks.0.project.1.running_var"], state["_blocks.0._bn2.running_var"])
+    assert torch.equal(ours["blocks.1.expand.1.bias"], state["_blocks.1._bn0.bias"])
+
+
+@torch.no_grad()
+def test_efficientnet_lite_takes_the_pictures_that_we_give(tmp_path: Path) -> None:
+    state = published_lite("efficientnet_lite0")
+    torch.save(state, tmp_path / "lite.pth")
+    backbone = build_backbone("efficientnet_lite0")[0].eval()
+    load_backbone_weights(backbone, tmp_path / "lite.pth")
+    frames = torch.randint(0, 256, (1, 64, 64, 3), dtype=torch.uint8)
+    theirs = F.conv2d((frames.movedim(-1, 1).float() - 127) / 128, state["_conv_stem.weight"], stride=2)
+    norm = [state[f"_bn0.{key}"] for key in ("running_mean", "running_var", "weight", "bias")]
+    theirs = F.batch_norm(theirs, *norm, eps=1e-3)
+    found = backbone.stem(normalise(frames))
+    # theirs is without padding: one pixel fewer, at the right and the bottom
+    torch.testing.assert_close(found[..., :-1, :-1], theirs, atol=1e-4, rtol=1e-4)
 
 
 def test_another_module_is_named(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
+from avsseg.model.backbones.efficientnet_lite import EFFICIENTNET_LITE, EfficientNetLite
 from avsseg.model.backbones.pvt_v2 import PVT_V2, PyramidVisionTransformerV2
 from avsseg.model.backbones.resnet import ResNet18Slim, ResNet50
 from avsseg.model.backbones.vim import VIM, Vim
@@ -15,6 +16,8 @@ def build_backbone(name: str, *, drop_path: float = 0.1) -> tuple[nn.Module, tup
     if name in ("resnet50", "resnet18_slim"):
         network = ResNet50() if name == "resnet50" else ResNet18Slim()
         return network, network.widths
+    if name in EFFICIENTNET_LITE:
+        return EfficientNetLite(EFFICIENTNET_LITE[name]), EFFICIENTNET_LITE[name].dims
     if name in VMAMBA:
         return VMamba(VMAMBA[name], drop_path=drop_path), VMAMBA[name].dims
     if name in VIM:
