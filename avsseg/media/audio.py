@@ -179,7 +179,9 @@ class AudioReader(Iterator[NDArray[np.float32]]):
         if self.track is not None:
             seek_s = seek_point(start_s)
             self._skip = round((start_s - seek_s) * SAMPLE_RATE_HZ)
-            self._processes.append(FfmpegProcess(_decoding(info, self.track, channels, seek_s), stall_s=stall_s))
+            until_s = None if end_s is None else end_s - seek_s
+            decoding = _decoding(info, self.track, channels, seek_s, until_s)
+            self._processes.append(FfmpegProcess(decoding, stall_s=stall_s))
             try:
                 # a decoder that reads on through pictures without sound is at work
                 decoder = self._processes[0]
@@ -196,7 +198,7 @@ class AudioReader(Iterator[NDArray[np.float32]]):
             self._skip -= skipped
         count = 0 if self._skip else self._read(self._left)
         if not count:
-            self._finish()
+            self._finish(ended=self._left != 0)
             raise StopIteration
         if self._left is not None:
             self._left -= count
@@ -213,10 +215,18 @@ class AudioReader(Iterator[NDArray[np.float32]]):
         part = self._buffer[:wanted]
         return self._processes[1].read_into(part.data.cast("B")) // part.strides[0] if wanted else 0
 
-    def _finish(self) -> None:
+    def finish(self) -> None:
+        """Read no further: what is known of damage so far is final. Nothing happens at the end, or the second time.
+
+        Raises as reading does.
+        """
+        if not self._finished:
+            self._finish(ended=False)
+
+    def _finish(self, *, ended: bool) -> None:
         self._finished = True
         stalled = self._processes[1].stalled
-        if stalled or self._left == 0:
+        if stalled or not ended:
             self.kill()
         decoder, aligner = self._processes
         for process in self._processes:
@@ -258,14 +268,16 @@ class AudioReader(Iterator[NDArray[np.float32]]):
         self.close()
 
 
-def _decoding(info: VideoInfo, track: int, channels: int, seek_s: float) -> list[str]:
+def _decoding(info: VideoInfo, track: int, channels: int, seek_s: float, until_s: float | None) -> list[str]:
+    """From `seek_s` on, for `until_s` seconds if that is given."""
     options = {"ss": f"{seek_s:.6f}"} if seek_s else {}
     source = open_input(info, **options)
     # 16-bit samples, as in the .wav files of AVSBench: bounded, and never NaN.
+    limits = {} if until_s is None else {"t": f"{until_s:.6f}"}
     sound = ffmpeg.output(
-        source[f"a:{track}"], "pipe:1", format="nut", acodec="pcm_s16le", ac=channels, ar=SAMPLE_RATE_HZ
+        source[f"a:{track}"], "pipe:1", format="nut", acodec="pcm_s16le", ac=channels, ar=SAMPLE_RATE_HZ, **limits
     )
-    return command(on_container_clock(info, source, sound))
+    return command(on_container_clock(info, source, sound, **limits))
 
 
 def _aligning() -> list[str]:

@@ -84,8 +84,8 @@ def sample_frames(
 class FrameSampler(Iterator[NDArray[np.uint8]]):
     """The iterator that `sample_frames` returns.
 
-    `count`, `error_lines`, `last_error`, `failure` and `stands_still` grow final at its end, as does `picture_end`:
-    None where the reading was over before the picture.
+    `limit` is how many frames it gives at most, None without an end. `count`, `error_lines`, `last_error`, `failure`
+    and `stands_still` grow final at its end, as does `picture_end`: None where the reading was over before the picture.
     """
 
     def __init__(
@@ -101,7 +101,7 @@ class FrameSampler(Iterator[NDArray[np.uint8]]):
         self.stands_still = False  # cut because of `STANDSTILL_S`
         self.picture_end: PictureEnd | None = None
         self._announced = _believable(info, mask_times(info, rate=rate, start_s=start_s, end_s=None), rate)
-        self._limit = None if end_s is None else max(1, math.ceil(Fraction(f"{end_s - start_s:.6f}") * rational(rate)))
+        self.limit = None if end_s is None else max(1, math.ceil(Fraction(f"{end_s - start_s:.6f}") * rational(rate)))
         self._longest_standstill = math.ceil(STANDSTILL_S * rate)
         self._ahead: NDArray[np.uint8] | None = None  # read, but not given yet
         self._last: NDArray[np.uint8] | None = None
@@ -109,12 +109,12 @@ class FrameSampler(Iterator[NDArray[np.uint8]]):
         self._finished = False
         self._seek_s = seek_point(start_s)
         # of a range that ends before the picture is announced to, the picture's end is not looked for
-        to_the_end = self._limit is None or self._announced is None or self._limit >= self._announced
+        to_the_end = self.limit is None or self._announced is None or self.limit >= self._announced
         try:
             self._listing = FrameListing() if to_the_end else None
         except OSError as error:
             raise cannot_start(error) from error
-        limit, listing = (None, self._listing.url) if self._listing is not None else (self._limit, "")
+        limit, listing = (None, self._listing.url) if self._listing is not None else (self.limit, "")
         try:
             arguments = _arguments(info, rational(rate), size, start_s, limit=limit, listing=listing)
             pass_fds = self._listing.pass_fds if self._listing is not None else ()
@@ -126,7 +126,7 @@ class FrameSampler(Iterator[NDArray[np.uint8]]):
     def __next__(self) -> NDArray[np.uint8]:
         if self._finished:
             raise StopIteration
-        frame = None if self.count == self._limit else self._read()
+        frame = None if self.count == self.limit else self._read()
         if frame is not None and self._announced is not None and self.count >= self._announced:
             frame = self._beyond_announced(frame)
         if frame is None:
@@ -158,7 +158,7 @@ class FrameSampler(Iterator[NDArray[np.uint8]]):
 
     def _finish(self) -> None:
         self._finished = True
-        full = self.count == self._limit
+        full = self.count == self.limit
         # one frame further shows whether the picture ends there; what happens on the way is no more about this range
         said = self._process.said() if full else None
         more = self.stands_still or (full and (self._listing is None or self._read() is not None))

@@ -45,7 +45,7 @@ def judge(
 ) -> Verdict:
     """Compares what was read with what the file announces; ffmpeg ends with code 0 whatever it met.
 
-    `heard_until` reads the sound on to a time and returns where it ends, that time at the latest.
+    `heard_until` reads the sound on to a time and returns where it ends, that time at the latest. Ends the sound.
     """
     read_s = start_s + frames.count / rate
     # MPEG streams announce nothing: ffmpeg takes the last timestamp, to which time may have jumped.
@@ -53,6 +53,7 @@ def judge(
     announced_s = read_s if length_s is None else min(length_s, end_s or length_s)
     missing_s = max(0.0, announced_s - read_s)
     heard_s = heard_until(announced_s) if missing_s > MISSING_TOLERANCE_S else announced_s
+    sound.finish()  # it may go on, and has told of its damage at its end alone
     # A picture that ends before another track does is whole, unless the decoder complained.
     another_lasts = info.has_other_tracks or (info.has_audio and announced_s - heard_s <= 1.0)
     whole = another_lasts and not (frames.error_lines or frames.failure)

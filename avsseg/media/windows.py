@@ -114,7 +114,10 @@ class ClipWindows(Iterator[ClipWindow]):
         self.picture_end: PictureEnd | None = None
         frames = sample_frames(info, rate=rate, size=size, start_s=start_s, end_s=end_s, stall_s=stall_s)
         try:
-            sound = read_audio(info, track=audio_track, start_s=max(0.0, start_s - 0.5), stall_s=stall_s)
+            last = None if frames.limit is None else example_start_s(frames.limit - 1, rate=rate, start_s=start_s)
+            heard_s = None if last is None else last + EXAMPLE_SAMPLES / SAMPLE_RATE_HZ
+            first_s = max(0.0, start_s - 0.5)
+            sound = read_audio(info, track=audio_track, start_s=first_s, end_s=heard_s, stall_s=stall_s)
         except BaseException:
             frames.close()
             raise

@@ -300,6 +300,28 @@ def test_decoding_runs_only_a_little_ahead(barcode_video):
         assert sum(len(window.frames) for window in windows) == 245
 
 
+@pytest.fixture
+def damaged_sound(run, tmp_path) -> Path:
+    """20 s whose sound, most of the file and as long as the picture, is damaged from 8 to 10 s on."""
+    path = tmp_path / "noise.mkv"
+    picture = ("-f", "lavfi", "-i", "color=red:rate=10:duration=20:size=64x64")
+    run(*picture, "-f", "lavfi", "-i", "anoisesrc=duration=20:seed=1", "-c:v", "libx264", "-c:a", "flac", path)
+    data = bytearray(path.read_bytes())
+    for at in range(len(data) * 8 // 20, len(data) * 10 // 20, 997):
+        data[at] ^= 0xFF
+    path.write_bytes(data)
+    return path
+
+
+@pytest.mark.parametrize(("end_s", "told"), [(None, True), (15.0, True), (7.0, False)])
+def test_damaged_sound_that_lasts_as_long_as_the_picture_is_told(end_s, told, damaged_sound):
+    with clip_windows(probe(damaged_sound), size=64, end_s=end_s) as windows:
+        for _ in windows:
+            time.sleep(0.1)  # a model takes longer, and ffmpeg goes on meanwhile
+    assert windows.damaged == told
+    assert ("damaged sound" in " ".join(windows.warnings)) == told
+
+
 def test_errors_of_the_decoder_reach_the_consumer(barcode_video, standing_ffmpeg):
     info = probe(barcode_video("plain").path)
     standing_ffmpeg()
