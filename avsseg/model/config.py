@@ -122,7 +122,7 @@ PRESETS: dict[str, AvsMambaConfig] = {
     "avs-mamba-pvt-v2-b5": AvsMambaConfig(),
     "avs-mamba-resnet50": AvsMambaConfig(backbone="resnet50"),
     "avs-mamba-tiny": AvsMambaConfig(
-        backbone="resnet18_slim",
+        backbone="efficientnet_lite0",
         audio_encoder="compact",
         dim=64,
         state_size=8,

@@ -19,7 +19,7 @@ def test_a_model_is_measured_and_drawn(avsseg_main: Callable[..., CompletedProce
     document = json.loads(outcome.stdout)
     assert (document["device"], document["precision"], document["threads"], document["frames"]) == ("cpu", "fp32", 1, 2)
     (row,) = document["rows"]
-    assert (row["model"], row["backbone"], row["size"]) == ("avs-mamba-tiny", "resnet18_slim", 32)
+    assert (row["model"], row["backbone"], row["size"]) == ("avs-mamba-tiny", "efficientnet_lite0", 32)
     assert 0 < row["backbone_parameters"] < row["parameters"]
     assert 0 < row["scan_flops"] < row["flops"]
     assert 0 < row["fastest_s"] <= row["latency_s"] <= row["slowest_s"]
