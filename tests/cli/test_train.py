@@ -165,7 +165,7 @@ def test_two_processes_of_torchrun_stop_together_and_go_on(scenes: Path, tmp_pat
         _, stderr = process.communicate(timeout=120)
     hint = f"go on with: torchrun --nproc-per-node 2 -m avsseg train --resume --out {run}"
     assert stderr.count(hint) == stderr.count("stopping after this step") == 1, stderr
-    assert stderr.count("avs-mamba-tiny works at 160 pixels") == 1, stderr
+    assert stderr.count("avs-mamba-tiny works at ") == 1, stderr
     step = load_checkpoint(run / "last.pt")["step"]
     command = [*torchrun, "train", "--resume", "--out", str(run), "--epochs", str(step + 1)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
