@@ -114,8 +114,11 @@ class ClipWindows(Iterator[ClipWindow]):
         self.picture_end: PictureEnd | None = None
         frames = sample_frames(info, rate=rate, size=size, start_s=start_s, end_s=end_s, stall_s=stall_s)
         try:
-            last = None if frames.limit is None else example_start_s(frames.limit - 1, rate=rate, start_s=start_s)
-            heard_s = None if last is None else last + EXAMPLE_SAMPLES / SAMPLE_RATE_HZ
+            heard_s = None
+            if end_s is not None and frames.limit is not None:
+                # the last example may reach beyond the end, and at low rates the end lies beyond the last example
+                last_s = example_start_s(frames.limit - 1, rate=rate, start_s=start_s)
+                heard_s = max(end_s, last_s + EXAMPLE_SAMPLES / SAMPLE_RATE_HZ)
             first_s = max(0.0, start_s - 0.5)
             sound = read_audio(info, track=audio_track, start_s=first_s, end_s=heard_s, stall_s=stall_s)
         except BaseException:

@@ -322,6 +322,17 @@ def test_damaged_sound_that_lasts_as_long_as_the_picture_is_told(end_s, told, da
     assert ("damaged sound" in " ".join(windows.warnings)) == told
 
 
+def test_a_picture_that_ends_before_the_sound_is_whole_at_a_low_rate(run, tmp_path):
+    path = tmp_path / "outlasted.mkv"
+    picture = ("-f", "lavfi", "-i", "color=red:rate=10:duration=8:size=64x64")
+    run(*picture, "-f", "lavfi", "-i", "sine=duration=20", "-c:v", "libx264", "-c:a", "flac", path)
+    with clip_windows(probe(path), size=64, rate=0.1, end_s=20.0) as windows:
+        assert [len(window.frames) for window in windows] == [1]
+    assert not windows.damaged
+    assert windows.missing_s == 0
+    assert not windows.warnings
+
+
 def test_errors_of_the_decoder_reach_the_consumer(barcode_video, standing_ffmpeg):
     info = probe(barcode_video("plain").path)
     standing_ffmpeg()
