@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
@@ -10,6 +11,9 @@ import typer
 
 if TYPE_CHECKING:
     from avsseg.training.trainer import Progress
+
+# of a validation, those that are shown
+SCORES = ("M_J", "seen", "heard")
 
 
 @contextlib.contextmanager
@@ -38,9 +42,10 @@ def shown() -> Iterator[Callable[[Progress], None]]:
 def describe(progress: Progress) -> str:
     """One line about where the run is."""
     parts = [f"loss {progress.values['loss']:.3f}"]
-    if "M_J" in progress.values:
+    # NaN: no frame of the batch has truth
+    if not math.isnan(progress.values.get("M_J", math.nan)):
         parts.append(f"M_J {progress.values['M_J']:.3f}")
-    for name in ("M_J", "seen", "heard"):
+    for name in SCORES:
         if name in progress.validation:
             parts.append(f"val {name} {progress.validation[name]:.3f}")
     left = progress.seconds_left

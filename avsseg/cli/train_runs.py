@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, NoReturn
 import typer
 
 from avsseg.cli.shell import quoted
-from avsseg.cli.train_progress import shown
+from avsseg.cli.train_progress import SCORES, shown
+from avsseg.cli.weights import find_shown
 from avsseg.errors import printable
 from avsseg.training.run_folder import BEST, LAST, LAST_STATE, STAGES, forget_start
 from avsseg.training.settings import TrainingSettings, write_toml
@@ -44,8 +45,8 @@ def run_training(out: Path, settings: TrainingSettings, *, resume: bool, staged:
     """
     from avsseg.training.distributed import process_group
 
-    # the others would say everything once more
-    logging.getLogger("avsseg").setLevel(logging.INFO if leads() else logging.ERROR)
+    if not leads():  # they would say everything once more
+        logging.getLogger("avsseg").setLevel(logging.ERROR)
     with (
         process_group() if _distributed() else contextlib.nullcontext(),
         shown() if leads() else contextlib.nullcontext() as listener,
@@ -75,16 +76,21 @@ def _run_one(
     from avsseg.training.distributed import together
     from avsseg.training.run import TrainingRun
     from avsseg.training.trainer import Interrupted
+    from avsseg.weights.cache import find_weights
 
     def begin() -> TrainingRun:
-        run = TrainingRun(out, settings, resume=resume, listener=listener)
+        run = TrainingRun(out, settings, resume=resume, listener=listener, find=find_shown if leads() else find_weights)
         ready()
         return run
 
     run = together(begin, printable(out))
     with _stopping(run.trainer.request_stop) as stopped_by:
         try:
-            return run.train(), stopped_by
+            best = run.train()
+            if leads() and (scores := run.trainer.validated):
+                shown_scores = ", ".join(f"{name} {scores[name]:.3f}" for name in SCORES if name in scores)
+                typer.echo(f"on val at the end: {shown_scores}; best score {run.trainer.best_score:.3f}", err=True)
+            return best, stopped_by
         except Interrupted:
             if leads():
                 kept = next((p for p in (out / BEST, out / LAST) if p.exists()), None)

@@ -74,9 +74,7 @@ def download_weights(
                 path = shipped[name].path
             else:
                 with _progress(entry.name) as progress:
-                    path = obtain(
-                        entry, progress=progress, on_wait=lambda: _note("waiting for another download of the same file")
-                    )
+                    path = obtain(entry, progress=progress, on_wait=_note_wait)
         except AvssegError as error:
             if len(entries) == 1:
                 raise
@@ -235,6 +233,18 @@ def _unsupported(row: dict[str, object]) -> str:
 
 def _note(text: str) -> None:
     typer.echo(text, err=True)
+
+
+def _note_wait() -> None:
+    _note("waiting for another download of the same file")
+
+
+def find_shown(source: str | Path) -> Path:
+    """`find_weights`, which shows how far a download is."""
+    from avsseg.weights.cache import find_weights
+
+    with _progress(str(source)) as progress:
+        return find_weights(source, progress=progress, on_wait=_note_wait)
 
 
 @contextlib.contextmanager

@@ -6,6 +6,7 @@ It takes one sequence for each direction and channel, so this back end makes the
 from __future__ import annotations
 
 import importlib.util
+import warnings
 from collections.abc import Callable
 from functools import cache
 
@@ -81,7 +82,10 @@ def scan(
 @cache
 def _load() -> tuple[Callable[..., Tensor] | None, str]:
     try:
-        from mamba_ssm.ops.selective_scan_interface import selective_scan_fn
+        # what its releases deprecate is not ours to mend, and where warnings are errors it would not import
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            from mamba_ssm.ops.selective_scan_interface import selective_scan_fn
     except Exception as error:  # a build for another PyTorch or CUDA fails in many ways
         lines = str(error).splitlines()
         return None, f"mamba-ssm does not import: {lines[0] if lines else type(error).__name__}"

@@ -38,6 +38,7 @@ from avsseg.training.run_folder import BEST, BEST_STATE, LAST, LAST_STATE, MODEL
 from avsseg.training.settings import TrainingSettings, write_toml
 from avsseg.training.start import build_model, frozen_statistics, with_size
 from avsseg.training.trainer import Interrupted, NonFiniteError, Progress, Trainer, TrainerSettings, Validation
+from avsseg.weights.cache import find_weights
 from avsseg.weights.store import BINARY_CATEGORIES, save_model
 from avsseg.writers.base import output_errors, written_whole
 
@@ -113,6 +114,7 @@ class TrainingRun:
         *,
         resume: bool = False,
         listener: Callable[[Progress], None] | None = None,
+        find: Callable[[str | Path], Path] = find_weights,
     ) -> None:
         self.folder = folder
         self.settings = settings = with_size(settings)
@@ -156,7 +158,8 @@ class TrainingRun:
             logger.warning("%s: no val clips, so the last state counts as the best", printable(root))
         torch.manual_seed(settings.seed)
         classes = self.clips.sound_classes
-        model = (_same_model(folder, root, classes) if resume else build_model(settings, heard=classes)).to(device)
+        model = _same_model(folder, root, classes) if resume else build_model(settings, heard=classes, find=find)
+        model.to(device)
         if settings.stage == "plain":
             model.rest_blocks()
         if settings.frozen_audio:

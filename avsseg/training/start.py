@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from avsseg.errors import UsageError, printable
 from avsseg.model.avs_mamba import AvsMamba
 from avsseg.model.config import AvsMambaConfig, preset
 from avsseg.training.settings import DEFAULT_SIZE, TrainingSettings
+from avsseg.weights.cache import find_weights
 from avsseg.weights.pretrained import load_audio_weights, load_backbone_weights
 from avsseg.weights.store import LoadedModel, load_model
 
@@ -45,8 +46,15 @@ def with_size(settings: TrainingSettings) -> TrainingSettings:
     return replace(settings, size=_start(settings).input_size if settings.start_from else DEFAULT_SIZE)
 
 
-def build_model(settings: TrainingSettings, *, heard: Sequence[str] = ()) -> AvsMamba:
+def build_model(
+    settings: TrainingSettings,
+    *,
+    heard: Sequence[str] = (),
+    find: Callable[[str | Path], Path] = find_weights,
+) -> AvsMamba:
     """The model that a run begins with: random, with pretrained encoders, or from a checkpoint where it fits.
+
+    `find` gives the file of published weights.
 
     It tells the classes `heard` apart, by what the checkpoint knew of those that it names too. Without any it keeps the
     checkpoint's where masks go by them.
@@ -80,7 +88,7 @@ def build_model(settings: TrainingSettings, *, heard: Sequence[str] = ()) -> Avs
         model = AvsMamba(config)
         own = model.state_dict()
         given = loaded.model.state_dict()
-        if any(loaded.heard) and not heard and not settings.mute:
+        if any(loaded.heard) and not heard and not settings.mute and settings.num_classes == 1:
             logger.warning(
                 "%s names what sounds, and the model trained from it will not: class_weight=0.5 teaches the names of "
                 "these clips, where they list them",
@@ -110,9 +118,9 @@ def build_model(settings: TrainingSettings, *, heard: Sequence[str] = ()) -> Avs
         )
     model = AvsMamba(config)
     if settings.init_visual:
-        load_backbone_weights(model.visual_backbone, Path(settings.init_visual))
+        load_backbone_weights(model.visual_backbone, find(settings.init_visual))
     if settings.init_audio:
-        load_audio_weights(model.audio_encoder, Path(settings.init_audio))
+        load_audio_weights(model.audio_encoder, find(settings.init_audio))
     return model
 
 

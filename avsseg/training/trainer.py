@@ -131,7 +131,7 @@ class Trainer:
         self.listener = listener
         self.failed_together = False  # what `train` raised, it raised in all processes
         self._stop = False
-        self._validated: dict[str, float] = {}
+        self.validated: dict[str, float] = {}
         self._validated_at = (0, 0.0)  # step and seconds of the last validation
         self._run: str | None = uuid.uuid4().hex
         with output_errors(folder):
@@ -363,13 +363,13 @@ class Trainer:
 
     def _keep(self, scores: dict[str, float]) -> None:
         """Logs a validation and saves the state, as the best one too if it is."""
-        if math.isnan(scores["score"]) and not self._validated:
+        if math.isnan(scores["score"]) and not self.validated:
             logger.warning(
                 "%s: the validation has no score, as where no frame of the val split has truth, so the last state "
                 "counts as the best",
                 printable(self.folder),
             )
-        self._validated = scores
+        self.validated = scores
         self.log.add("val", self.step, self.elapsed_s, scores)
         logger.info("step %d: %s", self.step, {name: round(value, 4) for name, value in scores.items()})
         if scores["score"] > self.best_score:
@@ -381,7 +381,7 @@ class Trainer:
     def _report(self, values: Mapping[str, float]) -> Progress:
         done = self.progress
         left = self.elapsed_s / done * (1 - done) if done > 0 else math.inf
-        return Progress(self.step, done, left, values, self._validated)
+        return Progress(self.step, done, left, values, self.validated)
 
 
 def _names(group: list[Any]) -> str:

@@ -139,6 +139,7 @@ def test_a_stop_keeps_the_state_and_resume_goes_on(
     assert "Go on with --resume" in again.stderr
     done = avsseg("train", "--resume", "--out", str(run), "--epochs", str(step // 2 + 1))
     assert done.returncode == 0, done.stderr
+    assert "on val at the end: M_J 0." in done.stderr
     assert load_checkpoint(run / "last.pt")["step"] > step
 
 

@@ -203,7 +203,7 @@ def test_bf16_is_close_to_fp32(clip: Path, untrained: LoadedModel) -> None:
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-@pytest.mark.parametrize(("precision", "least_iou"), [("fp32", 0.999), ("bf16", 0.995)])
+@pytest.mark.parametrize(("precision", "least_iou"), [("fp32", 0.999), ("bf16", 0.995), ("fp16", 0.995)])
 def test_the_default_weights_mark_on_a_gpu_what_they_mark_on_a_processor(precision: str, least_iou: float) -> None:
     example = Path(__file__).parents[2] / "examples" / "speaking.mp4"
     marked = [

@@ -9,7 +9,9 @@ import pytest
 import torch
 
 from avsseg.errors import UsageError
+from avsseg.model.backbones import build_backbone
 from avsseg.model.backbones.vim import VIM, Vim
+from avsseg.model.config import ABLATIONS, preset
 from avsseg.training.checkpoints import load_checkpoint
 from avsseg.training.optimizer import parameter_groups
 from avsseg.training.run import TrainingRun
@@ -30,6 +32,31 @@ def test_fine_tuning_starts_from_a_checkpoint(tmp_path: Path, quick: TrainingSet
     assert with_size(TrainingSettings()).size == DEFAULT_SIZE
     semantic = build_model(replace(quick, start_from=str(best), subset="avss"))
     assert semantic.config.num_classes == 71
+
+
+@pytest.mark.parametrize("name", ABLATIONS)
+def test_an_ablation_is_what_is_built(name: str, quick: TrainingSettings) -> None:
+    settings = replace(quick, model="avs-mamba-tiny", ablate=name)
+    with torch.device("meta"):
+        built = build_model(settings).config
+    for setting, value in ABLATIONS[name].items():
+        assert getattr(built, setting) == value
+
+
+def test_published_weights_come_from_where_they_are_found(tmp_path: Path, quick: TrainingSettings) -> None:
+    torch.manual_seed(3)
+    backbone = build_backbone(preset(quick.model).backbone)[0]
+    torch.save(backbone.state_dict(), tmp_path / "found.pth")
+    asked: list[str | Path] = []
+
+    def find(name: str | Path) -> Path:
+        asked.append(name)
+        return tmp_path / "found.pth"
+
+    start = build_model(replace(quick, init_visual="named"), find=find)
+    assert asked == ["named"]
+    for name, tensor in backbone.state_dict().items():
+        assert torch.equal(start.visual_backbone.state_dict()[name], tensor)
 
 
 def test_stage_plain_says_that_it_drops_what_blocks_learned(
