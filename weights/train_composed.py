@@ -22,6 +22,7 @@ import contextlib
 import hashlib
 import json
 import logging
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -44,7 +45,7 @@ from avsseg.training.checkpoints import load_checkpoint
 from avsseg.training.distributed import from_all, process_group, rank_and_world
 from avsseg.training.objectives import AudioObjective, Batch, JointObjective, VisualObjective, iou_and_silent_area
 from avsseg.training.trainer import Trainer, TrainerSettings
-from avsseg.weights.pretrained import load_backbone_weights
+from avsseg.weights.pretrained import load_audio_weights, load_backbone_weights
 from avsseg.weights.store import load_model, save_model
 
 MODEL = "avs-mamba-tiny"
@@ -67,10 +68,14 @@ ENCODER_BATCH = {"visual": 16, "audio": 16}
 ENCODER_SECONDS = {"visual": 5, "audio": 2}
 VALIDATION_CLIPS = 60
 RANK_SEEDS = 1_000_000
+ROUND_SEEDS = 100_000_000  # of --seed
 # in `plain` the backbone sees more pictures than it ever did alone
 RATE_SCALES = {"joint": {"model.visual_backbone.": 0.3}, "plain": {}}
-# of a backbone that knows ImageNet already
-PRETRAINED_RATE_SCALES = {"objective.backbone.": 0.3}
+# of a backbone that knows ImageNet already, and of a YAMNet that knows AudioSet
+PRETRAINED_RATE_SCALES = {
+    "visual": {"objective.backbone.": 0.3},
+    "audio": {"objective.encoder.stem.": 0.1, "objective.encoder.blocks.": 0.1},
+}
 
 
 def collate(examples: list[dict[str, Tensor]]) -> Batch:
@@ -144,7 +149,7 @@ def pretrained(run: Path, stage: str, prefix: str) -> dict[str, Tensor]:
 
 def config(classes: int) -> AvsMambaConfig:
     """Of the model, which tells `classes` apart, background included."""
-    return preset(MODEL, input_size=SIZE, heard_classes=classes - 1, agreement=True)
+    return preset(MODEL, audio_encoder="yamnet", input_size=SIZE, heard_classes=classes - 1, agreement=True)
 
 
 def run_name(stage: str, options: argparse.Namespace) -> str:
@@ -185,10 +190,17 @@ def take(model: AvsMamba, source: str) -> None:
     logging.info("%d of %d tensors come from %s", len(fitting), len(own), source)
 
 
+def first_of_all(stage: str, seed: int) -> int:
+    """The seed of this process's first example."""
+    return FIRST_SEED[stage] + ROUND_SEEDS * seed + RANK_SEEDS * rank_and_world()[0]
+
+
 def train(stage: str, options: argparse.Namespace) -> None:
     """Runs or continues one stage."""
     torch.manual_seed(options.seed)
     device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if device.type == "cuda" and device.index is None:
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
     sources = load_sources(options.data)
     clips = TrainingClips(sources, "train", DrawSettings(size=SIZE))
     model = AvsMamba(config(clips.classes))
@@ -225,7 +237,13 @@ def train(stage: str, options: argparse.Namespace) -> None:
     scales = {}
     if options.init_visual and stage == "visual":
         load_backbone_weights(model.visual_backbone, options.init_visual)
-        scales = PRETRAINED_RATE_SCALES
+        scales = PRETRAINED_RATE_SCALES[stage]
+    if stage == "audio":
+        # all of it: what this data's recordings are is not quite what AudioSet's are
+        model.audio_encoder.requires_grad_(True)
+    if options.init_audio and stage == "audio":
+        load_audio_weights(model.audio_encoder, options.init_audio)
+        scales = PRETRAINED_RATE_SCALES[stage]
     encoder: nn.Module = (
         VisualObjective(model.visual_backbone, model.channels, clips.classes, FOREGROUND_WEIGHT)
         if stage == "visual"
@@ -237,7 +255,7 @@ def train(stage: str, options: argparse.Namespace) -> None:
     for until, size in PICTURE_PHASES if stage == "visual" else ((1.0, SIZE),):
         if trainer.progress < until:
             clips = TrainingClips(sources, "train", DrawSettings(size=size, seconds=ENCODER_SECONDS[stage]))
-            first_seed = FIRST_SEED[stage] + RANK_SEEDS * rank_and_world()[0] + trainer.step * count
+            first_seed = first_of_all(stage, options.seed) + trainer.step * count
             draw = clips.picture if stage == "visual" else clips.sound
             trainer.train(batches(draw, first_seed, count, options.workers, collate), until=until)
 
@@ -250,7 +268,7 @@ def train_joint(trainer: Trainer, stage: str, sources: Sources, options: argpars
         if trainer.progress < until:
             clips = TrainingClips(sources, "train", DrawSettings(size=size, seconds=seconds))
             # no step takes more than 16 clips, so no seed comes twice
-            first_seed = FIRST_SEED[stage] + RANK_SEEDS * rank_and_world()[0] + trainer.step * 16
+            first_seed = first_of_all(stage, options.seed) + trainer.step * 16
             trainer.train(batches(clips.clip, first_seed, count, options.workers, collate), validate, until=until)
 
 
@@ -323,6 +341,7 @@ def main() -> None:
     parser.add_argument(
         "--init-visual", metavar="FILE", help="`visual`: published weights of the backbone to start from"
     )
+    parser.add_argument("--init-audio", metavar="FILE", help="`audio`: YAMNet's weights (unpack_yamnet.py)")
     parser.add_argument("--whole", action="store_true", help="goes on from all of --from, its encoders too")
     parser.add_argument("--mute", action="store_true", help="train the masks without sound; `export`: of that run")
     parser.add_argument("--checkpoint", default="best.pt", help="what `export` reads: best.pt or last.pt")

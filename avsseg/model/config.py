@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from avsseg.errors import UsageError
 
+AUDIO_ENCODERS = ("vggish", "yamnet", "compact")
 TEMPORAL_DIRECTIONS = (2, 4, 6, 8, 10, 12)
 VISUAL_BACKBONES = (
     *("pvt_v2_b0", "pvt_v2_b1", "pvt_v2_b2", "pvt_v2_b3", "pvt_v2_b4", "pvt_v2_b5"),
@@ -46,7 +47,7 @@ class AvsMambaConfig:
 
     # encoders
     backbone: str = "pvt_v2_b5"
-    audio_encoder: Literal["vggish", "compact"] = "vggish"
+    audio_encoder: Literal["vggish", "yamnet", "compact"] = "vggish"
     # widths: C, N, and D = expand * C
     dim: int = 256
     state_size: int = 16
@@ -82,8 +83,9 @@ class AvsMambaConfig:
         if self.backbone not in VISUAL_BACKBONES:
             names = ", ".join((*VISUAL_BACKBONES, *BACKBONE_ALIASES))
             raise UsageError(f"unknown backbone {self.backbone!r}. Choose one of: {names}")
-        if self.audio_encoder not in ("vggish", "compact"):
-            raise UsageError(f"unknown audio encoder {self.audio_encoder!r}. Choose vggish or compact")
+        if self.audio_encoder not in AUDIO_ENCODERS:
+            names = ", ".join(AUDIO_ENCODERS)
+            raise UsageError(f"unknown audio encoder {self.audio_encoder!r}. Choose one of: {names}")
         if self.temporal_directions not in TEMPORAL_DIRECTIONS:
             raise UsageError(
                 f"temporal_directions is {self.temporal_directions}, must be one of {TEMPORAL_DIRECTIONS} (Table VII)"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from avsseg.model.yamnet import Yamnet
+
 EMBEDDING_DIM = 128
 
 
@@ -80,4 +82,6 @@ class CompactAudioEncoder(nn.Module):
 
 def build_audio_encoder(name: str) -> nn.Module:
     """The encoder that `AvsMambaConfig.audio_encoder` names."""
+    if name == "yamnet":
+        return Yamnet(EMBEDDING_DIM)
     return Vggish() if name == "vggish" else CompactAudioEncoder()

@@ -9,6 +9,7 @@ resnet50          torchvision's names; `fc.*` is the classifier; or inside a det
 efficientnet_*    names of the public PyTorch port; `_conv_head.*`, `_bn1.*` and `_fc.*` are the classifier. They take
                   pictures as (255 x - 127) / 128, which is folded into the stem
 vggish            the public PyTorch port; `pproc.*` is the PCA
+yamnet            what weights/unpack_yamnet.py reads out of Google's file; `classifier.*` is the classifier
 avs-mamba         the authors' whole model
 """
 
@@ -34,17 +35,18 @@ from avsseg.model.backbones.efficientnet_lite import EFFICIENTNET_LITE
 from avsseg.model.backbones.pvt_v2 import PVT_V2
 from avsseg.model.backbones.vim import VIM
 from avsseg.model.backbones.vmamba import VMAMBA
-from avsseg.model.vggish import Vggish
+from avsseg.model.vggish import build_audio_encoder
 
 AVS_MAMBA = "avs-mamba"
-KINDS = (AVS_MAMBA, *PVT_V2, *VMAMBA, *VIM, "resnet50", *EFFICIENTNET_LITE, "vggish")
+AUDIO_KINDS = ("vggish", "yamnet")
+KINDS = (AVS_MAMBA, *PVT_V2, *VMAMBA, *VIM, "resnet50", *EFFICIENTNET_LITE, *AUDIO_KINDS)
 DETR_PREFIX, DETECTOR_PREFIX = "backbone.0.body.", "backbone.body."
 
 # where trainers put the state dict when they save more than that
 _WRAPPERS = ("model", "state_dict", "model_state_dict")
 _CLASSIFIERS = re.compile(r"(head|fc|pproc|classifier|_conv_head|_bn1|_fc)\.")
 # what a backbone here has and its published file has not: it starts anew
-_OURS_ALONE = re.compile(r"(outnorm\d|feature_pyramid)\.")
+_OURS_ALONE = re.compile(r"(outnorm\d|feature_pyramid|projection)\.")
 _VMAMBA_BLOCK = re.compile(r"layers\.(\d+)\.blocks\.(\d+)\.(op|self_attention)\.")
 # first release -> second
 _VMAMBA_RENAMES = (
@@ -148,6 +150,8 @@ def guess_kind(tensors: Mapping[str, Tensor], source: str) -> str:
         return _pvt_variant(tensors)
     if "features.13.weight" in tensors and "embeddings.0.weight" in tensors:
         return "vggish"
+    if "stem.bias" in tensors and "blocks.0.pointwise.bias" in tensors:
+        return "yamnet"
     if any(map(_VMAMBA_BLOCK.match, tensors)):
         return _vmamba_variant(tensors)
     if "layers.0.mixer.A_b_log" in tensors and "cls_token" in tensors:
@@ -168,13 +172,14 @@ def guess_kind(tensors: Mapping[str, Tensor], source: str) -> str:
 def module_of(kind: str) -> nn.Module:
     """The module of that kind without values, on the meta device: names and shapes only."""
     with torch.device("meta"):
-        return Vggish() if kind == "vggish" else build_backbone(kind)[0]
+        return build_audio_encoder(kind) if kind in AUDIO_KINDS else build_backbone(kind)[0]
 
 
 def module_state(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
-    """`fitted` for a backbone or VGGish, whose classifier, PCA or detector is left out.
+    """`fitted` for a backbone or an audio encoder; classifier, PCA and detector are left out.
 
-    What no published file has, `outnorm` of VMamba and `feature_pyramid` of Vim, may be absent from both.
+    What no published file has may be absent from both: `outnorm` of VMamba, `feature_pyramid` of Vim and `projection`
+    of YAMNet.
     """
     part = _backbone_part(tensors)
     published = {n: tensor for n, tensor in expected.items() if n in part or not _OURS_ALONE.match(n)}

@@ -65,13 +65,15 @@ EFFICIENTNET_LITE = {
 
 
 class SamePadConv2d(nn.Conv2d):
-    """A convolution without bias that gives ceil(H / stride) of an H that the stride divides, as TensorFlow pads."""
+    """A convolution that gives H / stride of an H that the stride divides, padded as TensorFlow does."""
 
-    def __init__(self, in_channels: int, out_channels: int, kernel: int, stride: int, groups: int = 1) -> None:
+    def __init__(
+        self, in_channels: int, out_channels: int, kernel: int, stride: int, groups: int = 1, *, bias: bool = False
+    ) -> None:
         self.before, self.behind = (kernel - stride) // 2, (kernel - stride + 1) // 2
         even = self.before == self.behind
         padding = self.before if even else 0
-        super().__init__(in_channels, out_channels, kernel, stride, padding, groups=groups, bias=False)
+        super().__init__(in_channels, out_channels, kernel, stride, padding, groups=groups, bias=bias)
         self.uneven = not even
 
     def forward(self, x: Tensor) -> Tensor:
