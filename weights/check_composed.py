@@ -3,8 +3,8 @@
     python weights/check_composed.py weights/avs-mamba-tiny.safetensors --split test [--strips strips.png]
 
 Printed as JSON, all by the strict protocol at 224 px: M_J and M_F over frames with truth; on frames with two visible
-objects of which one sounds, IoU with it, with the silent one, and M_J of marking both; area marked in silence and with
-off-screen sounds; M_J by class and by the least trusted mask in a clip (human, white background, pseudo); of frames
+objects of which one sounds, IoU with it, with the silent one, and M_J of marking both; area marked in clips of silence
+and of off-screen sounds (together: case none); M_J by class and by the least trusted mask in a clip (human, white background, pseudo); of frames
 with truth of one class and a mask, how many get a name and how many of those the right one.
 """
 
@@ -146,7 +146,7 @@ def score(
     for key, metrics in sorted(groups.items()):
         kind, name = key.split("/", 1)
         found = metrics.result()
-        kept = "false_positive_area" if kind == "none" else "M_J"
+        kept = "false_positive_area" if "none" in (kind, name) else "M_J"
         result.setdefault(kind, {})[name] = {kept: found[kept], "frames": found["frames"]}
     return result, ranked
 
@@ -158,13 +158,20 @@ def shifted(item: Outcome, shift: float) -> Outcome:
 
 
 def compare_shifts(items: list[Outcome], shifts: list[float], names: tuple[str, ...]) -> dict[str, dict[str, float]]:
-    """M_J, area marked where nothing sounds, and right ones of two, by what is added to the logits."""
+    """M_J, area marked where nothing in view sounds, on all frames and in the clips of silence or a sound from
+    off-screen, and right ones of two, by what is added to the logits.
+    """
     found = {}
     for shift in shifts:
         result, _ = score((shifted(item, shift) for item in items), names)
         right = result["two_objects_one_sounds"]["sounding_above_silent"]
         area = result["false_positive_area"]
-        found[f"{shift:g}"] = {"M_J": result["M_J"], "false_positive_area": area, "sounding_above_silent": right}
+        found[f"{shift:g}"] = {
+            "M_J": result["M_J"],
+            "false_positive_area": area,
+            "negatives": result["case"]["none"]["false_positive_area"],
+            "sounding_above_silent": right,
+        }
     return found
 
 
