@@ -4,8 +4,9 @@
 
 Printed as JSON, all by the strict protocol at 224 px: M_J and M_F over frames with truth; on frames with two visible
 objects of which one sounds, IoU with it, with the silent one, and M_J of marking both; area marked in clips of silence
-and of off-screen sounds (together: case none); M_J by class and by the least trusted mask in a clip (human, white background, pseudo); of frames
-with truth of one class and a mask, how many get a name and how many of those the right one.
+and of off-screen sounds (together: case none); M_J by class and by the least trusted mask in a clip (human, white
+background, pseudo); of frames with truth of one class and a mask, how many get a name and how many of those the right
+one.
 """
 
 from __future__ import annotations

@@ -148,8 +148,8 @@ def convert_weights(
             "--as",
             metavar="KIND",
             help="avs-mamba, pvt_v2_b0 to pvt_v2_b5, resnet50 (also in a DETR or torchvision detector), "
-            "efficientnet_lite0 to _lite2, a VMamba or Vim as `list` names it, or vggish. Default: what the names in "
-            "the file say.",
+            "efficientnet_lite0 to _lite2, a VMamba or Vim as `list` names it, vggish or yamnet. Default: what the "
+            "names in the file say.",
             show_default=False,
         ),
     ] = None,
