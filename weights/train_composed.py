@@ -43,6 +43,7 @@ from avsseg.data.compose_sources import Sources
 from avsseg.media.audio import SILENT_LOG_MEL, log_mel_examples
 from avsseg.model.avs_mamba import AvsMamba, normalise
 from avsseg.model.config import AvsMambaConfig, preset
+from avsseg.model.yamnet import TRAINED_LAYERS, TRAINED_RATE
 from avsseg.training.checkpoints import load_checkpoint
 from avsseg.training.distributed import from_all, process_group, rank_and_world
 from avsseg.training.objectives import AudioObjective, Batch, JointObjective, VisualObjective, iou_and_silent_area
@@ -76,7 +77,7 @@ RATE_SCALES = {"joint": {"model.visual_backbone.": 0.3}, "plain": {}}
 # of a backbone that knows ImageNet already, and of a YAMNet that knows AudioSet
 PRETRAINED_RATE_SCALES = {
     "visual": {"objective.backbone.": 0.3},
-    "audio": {"objective.encoder.stem.": 0.1, "objective.encoder.blocks.": 0.1},
+    "audio": {f"objective.encoder.{layers}": TRAINED_RATE for layers in TRAINED_LAYERS},
 }
 
 
@@ -240,9 +241,6 @@ def train(stage: str, options: argparse.Namespace) -> None:
     if options.init_visual and stage == "visual":
         load_backbone_weights(model.visual_backbone, options.init_visual)
         scales = PRETRAINED_RATE_SCALES[stage]
-    if stage == "audio":
-        # all of it: what this data's recordings are is not quite what AudioSet's are
-        model.audio_encoder.requires_grad_(True)
     if options.init_audio and stage == "audio":
         load_audio_weights(model.audio_encoder, options.init_audio)
         scales = PRETRAINED_RATE_SCALES[stage]
