@@ -29,7 +29,7 @@ from avsseg.data.compose_sources import VOID, Sources, read_sources
 from avsseg.data.synthetic_shapes import CLASSES as FAMILIES
 from avsseg.media.audio import log_mel_examples
 
-# of the soundtracks of clips; those that the audio encoder learns from are all changed
+# of the soundtracks
 CHANGED_SOUNDS = 0.6
 TRAINING = replace(BENCHMARK, one=0.28, two=0.42, several=0.08, none=0.22, smallest=0.015, motion=1.3)
 
@@ -92,7 +92,9 @@ class TrainingClips:
             tracks.append(track)
         waveform = torch.from_numpy(mix_tracks(rng, tracks, self.settings.seconds))
         seconds = [float(t) for t in range(self.settings.seconds)]
-        log_mel = change_log_mel(log_mel_examples(waveform, seconds), rng)
+        log_mel = log_mel_examples(waveform, seconds)
+        if rng.uniform() < CHANGED_SOUNDS:
+            log_mel = change_log_mel(log_mel, rng)
         return {"log_mel": log_mel, "heard": torch.from_numpy(heard)}
 
     def clip(self, seed: int) -> dict[str, Tensor]:

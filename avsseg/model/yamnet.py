@@ -18,8 +18,6 @@ BLOCKS = (
 )
 YAMNET_LOG_OFFSET = 0.001
 HIDDEN = 256
-TRAINED_LAYERS = ("stem.", "blocks.")
-TRAINED_RATE = 0.1
 
 
 class SeparableConv(nn.Module):
@@ -38,7 +36,7 @@ class SeparableConv(nn.Module):
 class Yamnet(nn.Module):
     """What YAMNet hears in one log-mel example, and a projection of it that starts from nothing.
 
-    Its own layers come trained on AudioSet and without batch norms: they learn at `TRAINED_RATE` of the others' rate.
+    As VGGish it comes trained on AudioSet and stays as it is (V-B of the paper): only `projection` has gradients.
     """
 
     def __init__(self, embedding_dim: int) -> None:
@@ -50,6 +48,7 @@ class Yamnet(nn.Module):
             blocks.append(SeparableConv(channels, width, stride))
             channels = width
         self.blocks = nn.ModuleList(blocks)
+        self.requires_grad_(False)
         self.projection = nn.Sequential(
             nn.Linear(channels, HIDDEN), nn.ReLU(inplace=True), nn.Linear(HIDDEN, embedding_dim), nn.ReLU(inplace=True)
         )

@@ -19,7 +19,6 @@ from avsseg.data.avss_classes import CLASS_NAMES
 from avsseg.errors import AvssegError, DataError, EnvironmentFault, UsageError, printable
 from avsseg.model.avs_mamba import AvsMamba
 from avsseg.model.config import AvsMambaConfig
-from avsseg.model.yamnet import TRAINED_LAYERS, TRAINED_RATE, Yamnet
 from avsseg.pipeline.device import resolve_device
 from avsseg.pipeline.scoring import memory_faults
 from avsseg.training.checkpoints import load_checkpoint
@@ -105,15 +104,6 @@ def _same_model(folder: Path, data: Path, heard: Sequence[str]) -> AvsMamba:
     return model
 
 
-def _rate_scales(model: AvsMamba, settings: TrainingSettings) -> dict[str, float]:
-    """Of the encoders, the first that fits a parameter's name."""
-    trained = TRAINED_LAYERS if isinstance(model.audio_encoder, Yamnet) else ()
-    return {
-        **{f"model.audio_encoder.{layers}": settings.encoder_rate * TRAINED_RATE for layers in trained},
-        **dict.fromkeys(ENCODERS, settings.encoder_rate),
-    }
-
-
 class TrainingRun:
     """A run that is ready to start. Raises UsageError, DataError or OutputError for what would stop it later."""
 
@@ -181,7 +171,7 @@ class TrainingRun:
             objective,
             folder,
             self._trainer_settings(),
-            learning_rate_scales=_rate_scales(model, settings),
+            learning_rate_scales=dict.fromkeys(ENCODERS, settings.encoder_rate),
             listener=listener,
             tensorboard=True,
         )

@@ -57,10 +57,13 @@ def test_it_is_yamnet_from_the_waveform_on() -> None:
     torch.testing.assert_close(heard, expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
 
 
-def test_it_is_an_audio_encoder() -> None:
-    model = build_audio_encoder("yamnet")
-    assert isinstance(model, Yamnet)
-    assert model(torch.randn(3, 1, 96, 64)).shape == (3, EMBEDDING_DIM)
+def test_only_its_projection_learns() -> None:
+    model = build_audio_encoder("yamnet").train()
+    out = model(torch.randn(3, 1, 96, 64))
+    assert out.shape == (3, EMBEDDING_DIM)
+    out.sum().backward()
+    learning = {name for name, parameter in model.named_parameters() if parameter.grad is not None}
+    assert learning == {name for name, _ in model.named_parameters() if name.startswith("projection.")}
 
 
 def test_below_the_floor_of_the_log_mel_is_silence() -> None:
