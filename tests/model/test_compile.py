@@ -67,8 +67,20 @@ def test_export_of_the_whole_model(model: AvsMamba) -> None:
         assert len(scans) == 2 + 3 * 2 + 4 * 2
 
 
-@pytest.mark.parametrize("target", ["visual", "audio"])
-def test_a_scan_block_compiles_without_a_break_and_learns(target: str) -> None:
+@pytest.mark.parametrize(
+    ("target", "backend"),
+    [
+        ("visual", "aot_eager"),
+        ("audio", "aot_eager"),
+        # the default one, which compiles C++ for a minute; PyTorch itself imports what it deprecates
+        pytest.param(
+            "visual",
+            "inductor",
+            marks=[pytest.mark.long, pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")],
+        ),
+    ],
+)
+def test_a_scan_block_compiles_without_a_break_and_learns(target: str, backend: str) -> None:
     torch.manual_seed(0)
     grid = TokenGrid(3, ((2, 5),))
     with_audio = target == "audio"
@@ -80,7 +92,7 @@ def test_a_scan_block_compiles_without_a_break_and_learns(target: str) -> None:
         return block(visual, grid, plan, audio)
 
     torch.compiler.reset()
-    out = torch.compile(run, backend="aot_eager", fullgraph=True)(visual, audio)
+    out = torch.compile(run, backend=backend, fullgraph=True)(visual, audio)
     expected = run(visual, audio)
     torch.testing.assert_close(out, expected)
     assert_equal_gradients(gradients(block, out), gradients(block, expected))
