@@ -14,8 +14,8 @@ Those that ship went on from earlier rounds: MODEL_CARD.md has the commands that
 sounds in single seconds, `plain` starts from both and trains the model without its Mamba blocks on composed clips, and
 `joint` goes on from there, or from the encoders where there was no `plain`, with the whole model. Every stage goes on
 from its last checkpoint when started again, runs on a CUDA GPU where there is one, and may run under torchrun.
-`--mute` trains `joint` without its sound: what the pictures alone give away. With `--audio-encoder yamnet` in every stage
-and, in `audio`, `--init-audio` (unpack_yamnet.py) the model hears through a YAMNet that knows AudioSet.
+`--mute` trains `joint` without its sound: what the pictures alone give away. With `--audio-encoder yamnet` in every
+stage and, in `audio`, `--init-audio` (unpack_yamnet.py) the model hears through a YAMNet that knows AudioSet.
 """
 
 from __future__ import annotations
