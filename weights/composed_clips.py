@@ -29,7 +29,7 @@ from avsseg.data.compose_sources import VOID, Sources, read_sources
 from avsseg.data.synthetic_shapes import CLASSES as FAMILIES
 from avsseg.media.audio import log_mel_examples
 
-# of the soundtracks
+# the share of soundtracks that are
 CHANGED_SOUNDS = 0.6
 TRAINING = replace(BENCHMARK, one=0.28, two=0.42, several=0.08, none=0.22, smallest=0.015, motion=1.3)
 

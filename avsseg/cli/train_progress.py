@@ -25,18 +25,22 @@ def shown() -> Iterator[Callable[[Progress], None]]:
 
     console = Console(stderr=True)
     columns = (TextColumn("step {task.fields[step]}"), BarColumn(), TextColumn("{task.description}"))
-    with Bar(*columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal) as bar:
-        task = bar.add_task("starting", total=1.0, step=0)
+    bar = Bar(*columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal)
+    task = bar.add_task("", total=1.0, step=0)
 
-        def listen(progress: Progress) -> None:
-            text = describe(progress)
-            if bar.tasks[0].finished and progress.done < 1:  # another run begins
-                bar.reset(task)
-            bar.update(task, completed=progress.done, description=text, step=progress.step)
-            if not console.is_terminal and progress.step % 20 == 0:
-                typer.echo(f"step {progress.step} ({100 * progress.done:.0f} %): {text}", err=True)
+    def listen(progress: Progress) -> None:
+        bar.start()  # not before the first step: the download of published weights has a bar of its own
+        text = describe(progress)
+        if bar.tasks[0].finished and progress.done < 1:  # another run begins
+            bar.reset(task)
+        bar.update(task, completed=progress.done, description=text, step=progress.step)
+        if not console.is_terminal and progress.step % 20 == 0:
+            typer.echo(f"step {progress.step} ({100 * progress.done:.0f} %): {text}", err=True)
 
+    try:
         yield listen
+    finally:
+        bar.stop()
 
 
 def describe(progress: Progress) -> str:

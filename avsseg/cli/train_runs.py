@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
+import math
 import os
 import shutil
 import signal
+import sys
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
@@ -87,9 +89,11 @@ def _run_one(
     with _stopping(run.trainer.request_stop) as stopped_by:
         try:
             best = run.train()
-            if leads() and (scores := run.trainer.validated):
+            scores = run.trainer.validated
+            if leads() and math.isfinite(run.trainer.best_score) and scores:
                 shown_scores = ", ".join(f"{name} {scores[name]:.3f}" for name in SCORES if name in scores)
-                typer.echo(f"on val at the end: {shown_scores}; best score {run.trainer.best_score:.3f}", err=True)
+                text = f"on val at the end: {shown_scores}; best score {run.trainer.best_score:.3f}"
+                typer.echo(text, file=sys.stderr)  # as it is now, with a bar: what prints above that
             return best, stopped_by
         except Interrupted:
             if leads():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -141,3 +143,20 @@ def test_a_plan_is_checked_once(monkeypatch, random_problem, scan):
     for _ in range(3):
         scan(problem, backend="mamba-ssm")
     assert checks == [4]
+
+
+def test_what_mamba_ssm_deprecates_does_not_keep_it_from_being_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = tmp_path / "mamba_ssm" / "ops"
+    package.mkdir(parents=True)
+    warning = "import warnings\nwarnings.warn('deprecated', FutureWarning)\nselective_scan_fn = print\n"
+    (package / "selective_scan_interface.py").write_text(warning)
+    monkeypatch.undo()  # what stands for it everywhere else
+    monkeypatch.syspath_prepend(str(tmp_path))
+    load = mamba_ssm._load.__wrapped__  # without its cache
+    try:
+        assert load() == (print, "")
+    finally:
+        for name in [name for name in sys.modules if name.partition(".")[0] == "mamba_ssm"]:
+            del sys.modules[name]
