@@ -31,6 +31,8 @@ from avsseg.media.audio import log_mel_examples
 
 # the share of soundtracks that are
 CHANGED_SOUNDS = 0.6
+# `sound` draws a class by the number of its recordings to this power
+RARE_EXPONENT = 0.25
 TRAINING = replace(BENCHMARK, one=0.28, two=0.42, several=0.08, none=0.22, smallest=0.015, motion=1.3)
 
 
@@ -82,7 +84,8 @@ class TrainingClips:
         rng = np.random.default_rng([78, seed])
         recordings = self.sources.recordings
         audible = sorted(recordings)
-        weights = np.sqrt([len(recordings[k]) for k in audible])
+        # some classes have five recordings, some two hundred: drawn by these numbers the rare ones were never learned
+        weights = np.array([len(recordings[k]) for k in audible]) ** RARE_EXPONENT
         voices = rng.choice(audible, 1 + int(rng.uniform() < 0.25), replace=False, p=weights / weights.sum())
         tracks = []
         for k in voices:
@@ -146,7 +149,8 @@ def load_sources(folder: Path) -> Sources:
     """The unpacked archive, read once and kept in `sources.pickle` beside it (our own file)."""
     kept = folder / "sources.pickle"
     if not kept.is_file():
-        sources = read_sources(folder / "images", folder / "masks", folder / "sounds")
+        whole = folder.resolve()  # pictures are read when drawn, perhaps from another working directory
+        sources = read_sources(whole / "images", whole / "masks", whole / "sounds")
         kept.write_bytes(pickle.dumps(sources, protocol=5))
     loaded: Sources = pickle.loads(kept.read_bytes())
     return loaded

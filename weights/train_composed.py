@@ -57,7 +57,7 @@ FOREGROUND_WEIGHT = 2.5
 BCE_WEIGHT = 1.5
 # of frames on which nothing is to be marked. M_J leaves them out, so a model that hears nothing is at its best when
 # they do not count: then it marks whatever could sound
-SILENT_WEIGHT = 2.0
+SILENT_WEIGHT = 3.0
 SILENT_WEIGHT_MUTE = 0.0
 SIZE = 192
 # up to which progress, side of the pictures: small first, for more pictures in the same time

@@ -78,6 +78,7 @@ def main() -> None:
     tensors = {}
     for name, (weight, bias) in zip([*names, "classifier"], read, strict=True):
         tensors |= {f"{name}.weight": weight, f"{name}.bias": bias}
+    options.target.parent.mkdir(parents=True, exist_ok=True)
     save_file(tensors, options.target)
     print(options.target)
 
