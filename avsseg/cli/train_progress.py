@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import typer
@@ -16,9 +17,17 @@ if TYPE_CHECKING:
 SCORES = ("M_J", "seen", "heard")
 
 
+@dataclass(frozen=True)
+class Shown:
+    """`listen` takes the progress of a run, or of several one after the other; `say` prints a line below the bar."""
+
+    listen: Callable[[Progress], None]
+    say: Callable[[str], None]
+
+
 @contextlib.contextmanager
-def shown() -> Iterator[Callable[[Progress], None]]:
-    """The listener of a run, or of several one after the other."""
+def shown() -> Iterator[Shown]:
+    """What shows the progress until the end of the block."""
     from rich.console import Console
     from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as Bar
@@ -37,8 +46,13 @@ def shown() -> Iterator[Callable[[Progress], None]]:
         if not console.is_terminal and progress.step % 20 == 0:
             typer.echo(f"step {progress.step} ({100 * progress.done:.0f} %): {text}", err=True)
 
+    def say(text: str) -> None:
+        if bar.live.is_started:
+            bar.stop()  # stays where it is; the next step begins another below
+        typer.echo(text, err=True)
+
     try:
-        yield listen
+        yield Shown(listen, say)
     finally:
         bar.stop()
 

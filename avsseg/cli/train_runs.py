@@ -9,25 +9,19 @@ import math
 import os
 import shutil
 import signal
-import sys
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import NoReturn
 
 import typer
 
 from avsseg.cli.shell import quoted
-from avsseg.cli.train_progress import SCORES, shown
+from avsseg.cli.train_progress import SCORES, Shown, shown
 from avsseg.cli.weights import find_shown
 from avsseg.errors import printable
 from avsseg.training.run_folder import BEST, LAST, LAST_STATE, STAGES, forget_start
 from avsseg.training.settings import TrainingSettings, write_toml
 from avsseg.training.stages import from_what_there_is, scene_stages, stage_to_go_on_with
-
-if TYPE_CHECKING:
-    from avsseg.training.trainer import Progress
-
-    Listener = Callable[[Progress], None] | None
 
 
 def leads() -> bool:
@@ -51,12 +45,12 @@ def run_training(out: Path, settings: TrainingSettings, *, resume: bool, staged:
         logging.getLogger("avsseg").setLevel(logging.ERROR)
     with (
         process_group() if _distributed() else contextlib.nullcontext(),
-        shown() if leads() else contextlib.nullcontext() as listener,
+        shown() if leads() else contextlib.nullcontext() as display,
     ):
         if staged:
-            best = _run_stages(out, settings, listener, resume=resume)
+            best = _run_stages(out, settings, display, resume=resume)
         else:
-            best, _ = _run_one(out, settings, listener, resume=resume, whole=out)
+            best, _ = _run_one(out, settings, display, resume=resume, whole=out)
     if leads():
         typer.echo(str(best))
 
@@ -64,7 +58,7 @@ def run_training(out: Path, settings: TrainingSettings, *, resume: bool, staged:
 def _run_one(
     out: Path,
     settings: TrainingSettings,
-    listener: Listener,
+    display: Shown | None,
     *,
     resume: bool,
     whole: Path,
@@ -81,7 +75,8 @@ def _run_one(
     from avsseg.weights.cache import find_weights
 
     def begin() -> TrainingRun:
-        run = TrainingRun(out, settings, resume=resume, listener=listener, find=find_shown if leads() else find_weights)
+        listen = display.listen if display else None
+        run = TrainingRun(out, settings, resume=resume, listener=listen, find=find_shown if leads() else find_weights)
         ready()
         return run
 
@@ -90,16 +85,15 @@ def _run_one(
         try:
             best = run.train()
             scores = run.trainer.validated
-            if leads() and math.isfinite(run.trainer.best_score) and scores:
+            if display and math.isfinite(run.trainer.best_score) and scores:
                 shown_scores = ", ".join(f"{name} {scores[name]:.3f}" for name in SCORES if name in scores)
-                text = f"on val at the end: {shown_scores}; best score {run.trainer.best_score:.3f}"
-                typer.echo(text, file=sys.stderr)  # as it is now, with a bar: what prints above that
+                display.say(f"on val at the end: {shown_scores}; best score {run.trainer.best_score:.3f}")
             return best, stopped_by
         except Interrupted:
-            if leads():
+            if display:
                 kept = next((p for p in (out / BEST, out / LAST) if p.exists()), None)
                 model = f", the model so far is {kept}" if kept and settings.stage != "encoders" else ""
-                typer.echo(f"stopped at step {run.trainer.step}{model}; {_go_on(whole)}", err=True)
+                display.say(f"stopped at step {run.trainer.step}{model}; {_go_on(whole)}")
             _end(stopped_by)
 
 
@@ -114,7 +108,7 @@ def _end(stopped_by: Collection[int]) -> NoReturn:
     raise KeyboardInterrupt from None
 
 
-def _run_stages(out: Path, settings: TrainingSettings, listener: Listener, *, resume: bool) -> Path:
+def _run_stages(out: Path, settings: TrainingSettings, display: Shown | None, *, resume: bool) -> Path:
     from avsseg.training.distributed import all_wait, any_of_all, rank_and_world, together
     from avsseg.writers.base import output_errors, written_whole
 
@@ -130,15 +124,15 @@ def _run_stages(out: Path, settings: TrainingSettings, listener: Listener, *, re
     for number, (folder, stage) in enumerate(runs[first:], start=first + 1):
         going = resume and (folder / LAST_STATE).exists()
         all_wait()  # for the model to start from; and none may see what another has begun
-        if leads():
-            typer.echo(f"run {number} of {len(runs)}, {stage.minutes:.3g} minutes: {folder}", err=True)
+        if display:
+            display.say(f"run {number} of {len(runs)}, {stage.minutes:.3g} minutes: {folder}")
         if resume and not going:
             together(functools.partial(forget_start, folder) if leads() else lambda: None, printable(folder))
         stage = from_what_there_is(stage)
-        best, stopped_by = _run_one(folder, stage, listener, resume=going, whole=out, ready=keep_settings)
+        best, stopped_by = _run_one(folder, stage, display, resume=going, whole=out, ready=keep_settings)
         if any_of_all(bool(stopped_by)) and number < len(runs):
-            if leads():
-                typer.echo(f"stopped after run {number}; {_go_on(out)}", err=True)
+            if display:
+                display.say(f"stopped after run {number}; {_go_on(out)}")
             _end(stopped_by)
     if leads():
         with written_whole(out / BEST) as partial:

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import math
+import os
+import re
+import subprocess
+import sys
 
 import pytest
 
@@ -27,3 +31,21 @@ def test_a_step_in_one_line(
     values: dict[str, float], validation: dict[str, float], seconds_left: float, text: str
 ) -> None:
     assert describe(Progress(7, 0.5, seconds_left, values, validation)) == text
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="of a terminal as POSIX has it")
+def test_what_is_said_has_a_line_of_its_own_on_a_terminal() -> None:
+    code = """
+from avsseg.cli.train_progress import shown
+from avsseg.training.trainer import Progress
+with shown() as display:
+    display.listen(Progress(7, 0.5, 600, {"loss": 0.5}, {}))
+    display.say("stopped at step 7")
+"""
+    shows, terminal = os.openpty()
+    subprocess.run([sys.executable, "-c", code], stderr=terminal, check=True, env={**os.environ, "TERM": "xterm"})
+    os.close(terminal)
+    text = os.read(shows, 2**16).decode()
+    os.close(shows)
+    assert "step 7" in text
+    assert re.search(r"\n(\x1b\[\?25h)?stopped at step 7\r\n$", text)  # the cursor is shown again

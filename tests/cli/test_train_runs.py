@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from avsseg.cli.train_progress import shown
 from avsseg.cli.train_runs import _go_on, _run_stages
 from avsseg.training.settings import training_preset
 
@@ -26,8 +27,8 @@ def test_a_stop_too_late_for_one_of_four_runs_keeps_the_next_from_beginning(
         return folder / "best.safetensors", [number] if folder.name == "2-plain" else []
 
     monkeypatch.setattr("avsseg.cli.train_runs._run_one", run_one)
-    with pytest.raises(error) as raised:
-        _run_stages(tmp_path, training_preset("scenes", "ms3"), None, resume=False)
+    with shown() as display, pytest.raises(error) as raised:
+        _run_stages(tmp_path, training_preset("scenes", "ms3"), display, resume=False)
     assert number == signal.SIGINT or raised.value.code == 143  # type: ignore[attr-defined]
     assert begun == ["1-encoders", "2-plain"]
     stopped = capsys.readouterr().err.splitlines()[-1]
@@ -47,7 +48,8 @@ def test_another_launcher_s_processes_are_not_torchruns(
         return folder / "best.safetensors", []
 
     monkeypatch.setattr("avsseg.cli.train_runs._run_one", run_one)
-    best = _run_stages(tmp_path, training_preset("scenes", "ms3"), None, resume=False)
+    with shown() as display:
+        best = _run_stages(tmp_path, training_preset("scenes", "ms3"), display, resume=False)
     assert best.exists()
     assert capsys.readouterr().err.startswith("run 1 of 4")
 
