@@ -120,13 +120,17 @@ def main() -> None:
     parser.add_argument("model")
     parser.add_argument("--outside", type=Path, default=Path("runs/outside"))
     parser.add_argument("--data", type=Path, default=Path("runs/avset"))
+    parser.add_argument("--only", default="", help="some of the lines: cat:dog,cup:cat")
     parser.add_argument("--strips", type=Path, help="PNG: a row for each line, its first two clips")
     options = parser.parse_args()
     loaded = load_model(options.model)
     played = sounds(load_sources(options.data))
+    only = [part for part in options.only.split(",") if part]
     rows = []
     for picture, frames in pictures(options.outside).items():
         for kind, waveforms in played.items():
+            if only and f"{picture}:{kind}" not in only:
+                continue
             line, masks = outcome(loaded.model, loaded.heard, frames, waveforms)
             expected = EXPECTED[picture].get(kind, "nothing")
             print(json.dumps({"picture": picture, "sound": kind, "expected": expected, **line}), flush=True)
@@ -159,7 +163,7 @@ def outcome(
     }, masks
 
 
-def draw(path: Path, rows: list[tuple[NDArray[np.uint8], list[NDArray[np.bool_]]]], side: int = 96) -> None:
+def draw(path: Path, rows: list[tuple[NDArray[np.uint8], list[NDArray[np.bool_]]]], side: int = 160) -> None:
     """The frames of each row's clips, what is marked in orange."""
     sheet = Image.new("RGB", (2 * SECONDS * side, len(rows) * side))
     for row, (frames, masks) in enumerate(rows):
