@@ -41,6 +41,7 @@ from torch.utils.data import default_collate
 from avsseg.data.compose import compose_clip
 from avsseg.data.compose_pool import SplitSources
 from avsseg.data.compose_sources import Sources
+from avsseg.errors import UsageError
 from avsseg.media.audio import SILENT_LOG_MEL, log_mel_examples
 from avsseg.model.avs_mamba import AvsMamba, normalise
 from avsseg.model.config import AvsMambaConfig, preset
@@ -160,6 +161,8 @@ def run_name(stage: str, options: argparse.Namespace) -> str:
 def start(joint: JointObjective, stage: str, options: argparse.Namespace) -> None:
     """With `--whole` finished weights; else all of `plain`, unless `--from` names another start; else the encoders of
     the earlier stages, with `--from` also what lies behind them, and the encoder of a stage that was not run.
+
+    Raises UsageError if `--from` has another kind of encoder than that.
     """
     plain = run_name("plain", options)
     if stage == "joint" and not options.start_from and (options.folder / plain / "last.pt").exists():
@@ -167,27 +170,29 @@ def start(joint: JointObjective, stage: str, options: argparse.Namespace) -> Non
         joint.load_state_dict(pretrained(options.folder, plain, ""))
         return
     model = joint.model
-    if options.start_from:
-        take(model, options.start_from)
-    for part, learned, module, prefix in (
-        ("visual", "backbone", model.visual_backbone, "backbone."),
-        ("audio", "audio encoder", model.audio_encoder, "encoder."),
-        ("audio", "classes of sound", model.heard_head, "head."),
+    taken = take(model, options.start_from) if options.start_from else set()
+    for part, learned, name, prefix in (
+        ("visual", "backbone", "visual_backbone", "backbone."),
+        ("audio", "audio encoder", "audio_encoder", "encoder."),
+        ("audio", "classes of sound", "heard_head", "head."),
     ):
+        module = model.get_submodule(name)
         if options.whole or (options.start_from and not (options.folder / part / "last.pt").exists()):
-            continue
-        assert module is not None
+            if name != "heard_head" and any(f"{name}.{key}" not in taken for key in module.state_dict()):
+                raise UsageError(f"{options.start_from}: has another {learned}, and stage {part} was not run. Run it")
+            continue  # other classes begin anew
         logging.info("the %s comes from %s", learned, options.folder / part)
         module.load_state_dict(pretrained(options.folder, part, prefix))
 
 
-def take(model: AvsMamba, source: str) -> None:
-    """Everything that other weights have in the same shape."""
+def take(model: AvsMamba, source: str) -> set[str]:
+    """Everything that other weights have in the same shape; the names of what that is."""
     given = load_model(source).model.state_dict()
     own = model.state_dict()
     fitting = {k: v for k, v in given.items() if k in own and own[k].shape == v.shape}
     model.load_state_dict({**own, **fitting})
     logging.info("%d of %d tensors come from %s", len(fitting), len(own), source)
+    return set(fitting)
 
 
 def first_of_all(stage: str, seed: int) -> int:

@@ -47,8 +47,8 @@ def test_a_blend_is_the_mean(recipe: ModuleType) -> None:
         torch.testing.assert_close(tensor, mean)
 
 
-def objective(recipe: ModuleType, classes: int = 3) -> JointObjective:
-    return JointObjective(AvsMamba(recipe.config(classes)), foreground_weight=1.0)
+def objective(recipe: ModuleType, audio_encoder: str = "compact") -> JointObjective:
+    return JointObjective(AvsMamba(recipe.config(3, audio_encoder)), foreground_weight=1.0)
 
 
 def options(folder: Path, **changes: object) -> Namespace:
@@ -65,12 +65,14 @@ def test_what_no_stage_learned_comes_from_the_weights_that_are_named(recipe: Mod
     path = str(shipped_weights()["avs-mamba-tiny"].path)
     given = load_model(path).model.state_dict()
     torch.manual_seed(0)
-    whole = objective(recipe)
+    whole = objective(recipe, "yamnet")
     recipe.start(whole, "joint", options(tmp_path, whole=True, start_from=path))
-    learned = AvsMamba(recipe.config(3))
+    learned = AvsMamba(recipe.config(3, "yamnet"))
     keep_encoder(tmp_path, "visual", VisualObjective(learned.visual_backbone, learned.channels, 3, 1.0))
-    seeing = objective(recipe)
+    seeing = objective(recipe, "yamnet")
     recipe.start(seeing, "joint", options(tmp_path, start_from=path))
+    with pytest.raises(AvssegError, match="has another audio encoder, and stage audio was not run"):
+        recipe.start(objective(recipe), "joint", options(tmp_path, start_from=path))
     classes = ("heard_head.", "agreement.")  # of others than these two
     for name, tensor in whole.model.state_dict().items():
         if not name.startswith(classes):
