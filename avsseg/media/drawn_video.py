@@ -110,7 +110,8 @@ def _arguments(info: VideoInfo, pictures: Any, path: Path, start_s: float, end_s
         raise EnvironmentFault(
             "This ffmpeg has no encoder for an .mp4 video. Run `pip install imageio-ffmpeg` and unset AVSSEG_FFMPEG."
         )
-    options = {"format": "mp4", "movflags": "+faststart", "c:v": encoder, **options}
+    # pictures as they come: ffmpeg 5.1 would make a constant rate of the fine time base, 12000 pictures for one
+    options = {"format": "mp4", "movflags": "+faststart", "fps_mode": "passthrough", "c:v": encoder, **options}
     track = heard_track(info)
     if track is None:
         return command(ffmpeg.output(pictures, file_url(path), **options))
