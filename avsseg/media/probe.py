@@ -33,6 +33,7 @@ ALPHA_FORMATS = r", (?:yuva|gbrap|rgba|bgra|argb|abgr|ya\d|yaf|ayuv|vuya|uyva|pa
 # 5 MB that ffmpeg looks at by default.
 FURTHER = {"analyzeduration": 60_000_000, "probesize": 100_000_000}  # microseconds, bytes
 
+LENGTH = re.compile(r"Duration: (\d+):(\d+):(\d+\.\d+)(?:, start: (-?\d+\.\d+))?")
 TIMECODE = re.compile(r"timecode +: (\d\d:\d\d:\d\d[:;.]\d\d)$", flags=re.IGNORECASE)
 
 JPEGS_WITHIN = 1 << 24  # bytes, several pictures of 8K
@@ -269,13 +270,17 @@ def _warnings(audio_codecs: tuple[str, ...], *, is_hdr: bool) -> tuple[str, ...]
 
 
 def _duration(described: list[str], log: list[str]) -> float | None:
-    """Seconds, rounded to 0.01 by ffmpeg; a guess from the bit rate does not count."""
+    """Seconds from the start of the first stream, rounded to 0.01 by ffmpeg; a guess from the bit rate is none."""
     if any("Estimating duration from bitrate" in line for line in log):
         return None
-    found = next((m for line in described if (m := re.match(r"Duration: (\d+):(\d+):(\d+\.\d+)", line))), None)
+    found = next((m for line in described if (m := LENGTH.match(line))), None)
     if found is None:
         return None
     seconds = int(found[1]) * 3600 + int(found[2]) * 60 + float(found[3])
+    start_s = float(found[4] or 0)
+    from_zero = ("matroska,", "nut,", "mov,") if (0,) < find_ffmpeg().version < (6, 1) else ("matroska,", "nut,")
+    if 0 < start_s < seconds and described[0].removeprefix("Input #0, ").startswith(from_zero):
+        seconds -= start_s  # what these tell is when the longest stream ends
     return seconds if seconds > 0 else None
 
 

@@ -291,3 +291,11 @@ def test_when_the_picture_begins(suffix, each_ffmpeg, barcode_video, encode_barc
     late = ("-filter:v", "setpts=PTS+1.5/TB", "-c:v", "libx264", "-bf", "0", "-c:a", "aac")
     encode_barcodes(path, 10, *late, "-map", "0:v", "-map", "1:a", inputs=("-f", "lavfi", "-i", "sine=duration=3"))
     assert probe(path).picture_start_s == pytest.approx(1.5, abs=0.05)
+
+
+@pytest.mark.parametrize("suffix", ["mkv", "webm", "nut", "mp4", "mov", "flv", "ts"])
+def test_the_length_of_a_file_that_begins_late(suffix, each_ffmpeg, encode_barcodes, tmp_path):
+    path = tmp_path / f"late.{suffix}"
+    codec = ("libvpx", "-deadline", "realtime") if suffix == "webm" else ("libx264", "-bf", "0")
+    encode_barcodes(path, 60, "-filter:v", "setpts=PTS+3/TB", "-c:v", *codec)
+    assert probe(path).duration_s == pytest.approx(2, abs=0.05)
