@@ -26,7 +26,7 @@ from avsseg.training.losses import UNKNOWN, bce_loss, dice_loss
 from avsseg.training.objectives import ModelObjective, hearing_loss, seen_classes, seen_head
 from avsseg.training.trainer import Validation
 
-# a step and process; a clip's sound costs as much as some fifteen
+# a step and process; a clip's sound costs as much as two
 CROPS = 64
 # how far what sounds may lie from the middle of its crop, in crop sides
 SHIFT = 0.25

@@ -19,6 +19,7 @@ from avsseg.data.avss_classes import CLASS_NAMES
 from avsseg.errors import AvssegError, DataError, EnvironmentFault, UsageError, printable
 from avsseg.model.avs_mamba import AvsMamba
 from avsseg.model.config import AvsMambaConfig
+from avsseg.model.yamnet import Yamnet
 from avsseg.pipeline.device import resolve_device
 from avsseg.pipeline.scoring import memory_faults
 from avsseg.training.checkpoints import load_checkpoint
@@ -162,6 +163,9 @@ class TrainingRun:
         model.to(device)
         if settings.stage == "plain":
             model.rest_blocks()
+        if isinstance(model.audio_encoder, Yamnet) and encoders:
+            # told apart by its features alone few of the seconds of `data synth` are (benchmarks/RESULTS.md)
+            model.audio_encoder.requires_grad_(True)
         if settings.frozen_audio:
             model.audio_encoder.requires_grad_(False)
         objective = _objective(model, settings).to(device)  # its own layers, too

@@ -54,7 +54,7 @@ _PLAIN: dict[str, Any] = {"stage": "plain", "learning_rate": 1e-3, "frozen_audio
 # a model without sound starts from the same encoders: what it lacks is then the sound alone, not what it sees, too
 _ENCODERS: dict[str, Any] = {"stage": "encoders", "learning_rate": 1.5e-3, "mute": False}
 SCENES = (
-    Stage("1-encoders", 8 / 60, 4, 1, 2, _ENCODERS, recoloured=2),
+    Stage("1-encoders", 8 / 60, 16, 1, 2, _ENCODERS, recoloured=2),
     Stage("2-plain", 22 / 60, 8, 1, 3, {**_PLAIN, "schedule": "constant"}),
     Stage("3-larger", 22 / 60, 8, 1.5, 3, _PLAIN),
     Stage("4-masks", 8 / 60, 4, 1.5, 2, {"learning_rate": 4e-4, "frozen_audio": True, "layer_weight": 0.3}),
@@ -82,7 +82,8 @@ def scene_stages(folder: Path, settings: TrainingSettings, *, processes: int = 1
     runs: list[Run] = []
     for stage in SCENES:
         if stage.clips % processes:
-            raise UsageError(f"--preset scenes takes 1, 2 or 4 processes, not {processes}: its steps have 4 or 8 clips")
+            allowed = "1, 2 or 4 processes"
+            raise UsageError(f"--preset scenes takes {allowed}, not {processes}: its steps have 4, 8 or 16 clips")
         minutes = settings.minutes * stage.share
         runs.append(
             (

@@ -275,6 +275,20 @@ def test_encoders_learn_alone_and_the_masks_start_from_them(tmp_path: Path, quic
     assert not torch.equal(other.state_dict()["heard_head.weight"], start["heard_head.weight"])
 
 
+def test_all_of_yamnet_learns_with_the_encoders_and_only_its_projection_later(
+    tmp_path: Path, quick: TrainingSettings
+) -> None:
+    shipped = {k: v for k, v in load_model("avs-mamba-tiny").model.state_dict().items() if ".audio_encoder." in f".{k}"}
+    changed: dict[str, set[str]] = {}
+    for stage in ("encoders", "masks"):
+        settings = replace(quick, stage=stage, epochs=1, start_from="avs-mamba-tiny", weight_decay=0.0)
+        TrainingRun(tmp_path / stage, settings).train()
+        state = load_checkpoint(tmp_path / stage / "last.pt")["objective"]
+        moved = (name for name, tensor in shipped.items() if not torch.equal(state[f"model.{name}"], tensor))
+        changed[stage] = {name.split(".")[1] for name in moved}
+    assert changed == {"encoders": {"stem", "blocks", "projection"}, "masks": {"projection"}}
+
+
 def test_encoders_cannot_learn_from_silence_nor_stay_random(quick: TrainingSettings) -> None:
     with pytest.raises(UsageError, match="leave out --mute"):
         replace(quick, stage="encoders", mute=True)

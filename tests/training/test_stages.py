@@ -34,7 +34,7 @@ def test_the_runs_are_those_of_the_measured_commands() -> None:
     later = {**common, "recolour": 0.5, "frozen_audio": True}
     assert differing(encoders) == {
         **{**common, "start_from": "avs-mamba-tiny", "stage": "encoders", "recolour": 1.0},
-        **{"size": 128, "minutes": 8.0, "validate_minutes": 4.0, "learning_rate": 1.5e-3},
+        **{"size": 128, "minutes": 8.0, "validate_minutes": 4.0, "batch": 8, "learning_rate": 1.5e-3},
     }
     assert differing(plain) == {
         **{**later, "start_from": str(OUT / "1-encoders" / "best.safetensors"), "stage": "plain"},
@@ -54,7 +54,7 @@ def test_the_runs_are_those_of_the_measured_commands() -> None:
 def test_a_step_has_as_many_clips_in_any_number_of_processes() -> None:
     for processes in (1, 2, 4):
         batches = [settings.batch * processes for _, settings in scene_stages(OUT, scenes(), processes=processes)]
-        assert batches == [4, 8, 8, 4]
+        assert batches == [16, 8, 8, 4]
     with pytest.raises(UsageError, match="takes 1, 2 or 4 processes, not 3"):
         scene_stages(OUT, scenes(), processes=3)
 
