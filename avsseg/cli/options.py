@@ -42,6 +42,17 @@ EndOption = Annotated[
         rich_help_panel=SEGMENTATION,
     ),
 ]
+AudioTrackOption = Annotated[
+    int | None,
+    typer.Option(
+        "--audio-track",
+        metavar="N",
+        help="The audio track to listen to, from 1. Default: the one that players play, the first that the file flags "
+        "as default, else the first.",
+        show_default=False,
+        rich_help_panel=SEGMENTATION,
+    ),
+]
 ModelOption = Annotated[
     str,
     typer.Option("--model", metavar="NAME|FILE", help="A model's name or a weights file.", rich_help_panel=MACHINE),

@@ -19,6 +19,7 @@ from avsseg.cli.options import (
     MACHINE,
     SEGMENTATION,
     AllowUntrainedOption,
+    AudioTrackOption,
     DeviceOption,
     EndOption,
     ModelOption,
@@ -206,17 +207,7 @@ def run(
     ] = SegmentOptions.overlap,
     start: StartOption = None,
     end: EndOption = None,
-    audio_track: Annotated[
-        int | None,
-        typer.Option(
-            "--audio-track",
-            metavar="N",
-            help="The audio track to listen to, from 1. Default: the one that players play, the first "
-            "that the file flags as default, else the first.",
-            show_default=False,
-            rich_help_panel=SEGMENTATION,
-        ),
-    ] = SegmentOptions.audio_track,
+    audio_track: AudioTrackOption = SegmentOptions.audio_track,
     strict: Annotated[
         bool,
         typer.Option(

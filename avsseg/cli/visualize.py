@@ -16,6 +16,7 @@ import typer
 
 from avsseg.cli.options import (
     AllowUntrainedOption,
+    AudioTrackOption,
     DeviceOption,
     EndOption,
     ModelOption,
@@ -99,6 +100,7 @@ def visualize(
     size: SizeOption = SegmentOptions.size,
     start: StartOption = None,
     end: EndOption = None,
+    audio_track: AudioTrackOption = SegmentOptions.audio_track,
     model: ModelOption = ModelOptions.model,
     allow_untrained: AllowUntrainedOption = ModelOptions.allow_untrained,
     device: DeviceOption = ModelOptions.device,
@@ -117,6 +119,7 @@ def visualize(
         size=size,
         start_s=parse_time(start) if start is not None else SegmentOptions.start_s,
         end_s=parse_time(end) if end is not None else SegmentOptions.end_s,
+        audio_track=audio_track,
         precision=precision,
     )
     instants = tuple(parse_time(part.strip()) for part in at.split(",") if part.strip()) if at is not None else ()

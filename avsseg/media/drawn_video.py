@@ -25,6 +25,8 @@ READ_BEYOND_S = 1.0  # of the sound: frames of codecs reach over an end
 class DrawnVideo:
     """Writes pictures of (height, width), both even, as an MP4 of `frame_rate`, with the sound of `info` that is heard.
 
+    `audio_track` counts from 1; None is the one that players play.
+
     Picture j covers ``[start_s + j / frame_rate, start_s + (j + 1) / frame_rate)`` of `info` on the container's clock,
     and the sound is that of ``[start_s, end_s)``, re-encoded as AAC. The file is written to exactly `path`; errors
     speak of `display_path`.
@@ -44,6 +46,7 @@ class DrawnVideo:
         frame_rate: float,
         start_s: float = 0.0,
         end_s: float | None = None,
+        audio_track: int | None = None,
         display_path: Path | None = None,
         stall_s: float = STALL_S,
     ) -> None:
@@ -59,7 +62,8 @@ class DrawnVideo:
         )
         pictures = pictures.filter("scale", out_color_matrix="bt709", out_range="tv").filter("format", "yuv420p")
         pictures = pictures.filter("setparams", color_primaries="bt709", color_trc="bt709", colorspace="bt709")
-        self._process = FfmpegProcess(_arguments(info, pictures, path, start_s, end_s), stdin=True, stall_s=stall_s)
+        arguments = _arguments(info, pictures, path, start_s, end_s, audio_track)
+        self._process = FfmpegProcess(arguments, stdin=True, stall_s=stall_s)
 
     def write(self, picture: NDArray[np.uint8]) -> None:
         """Add a picture, RGB (height, width, 3). Raises `OutputError` if ffmpeg failed, `ValueError` on the shape."""
@@ -103,7 +107,9 @@ class DrawnVideo:
             raise OutputError(f"{self._name}: ffmpeg could not write the video: {reason}. {hint}")
 
 
-def _arguments(info: VideoInfo, pictures: Any, path: Path, start_s: float, end_s: float | None) -> list[str]:
+def _arguments(
+    info: VideoInfo, pictures: Any, path: Path, start_s: float, end_s: float | None, audio_track: int | None
+) -> list[str]:
     available = encoders()
     encoder, options = next(((name, opts) for name, opts in H264_ENCODERS if name in available), ("", {}))
     if not encoder:
@@ -112,7 +118,7 @@ def _arguments(info: VideoInfo, pictures: Any, path: Path, start_s: float, end_s
         )
     # pictures as they come: ffmpeg 5.1 would make a constant rate of the fine time base, 12000 pictures for one
     options = {"format": "mp4", "movflags": "+faststart", "fps_mode": "passthrough", "c:v": encoder, **options}
-    track = heard_track(info)
+    track = heard_track(info, audio_track)
     if track is None:
         return command(ffmpeg.output(pictures, file_url(path), **options))
     seek_s = seek_point(start_s)

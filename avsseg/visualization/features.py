@@ -62,6 +62,7 @@ class FeatureTrack(Iterator[FrameFeatures]):
             overlap=options.overlap,
             start_s=options.start_s,
             end_s=options.end_s,
+            audio_track=options.audio_track,
         )
         self._features = self._read()
 

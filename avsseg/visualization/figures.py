@@ -140,6 +140,7 @@ class Visualization:
                 frame_rate=frame_rate,
                 start_s=options.start_s,
                 end_s=options.end_s,
+                audio_track=options.audio_track,
                 display_path=path,
             ) as video,
         ):
@@ -240,7 +241,8 @@ class Visualization:
                 yield _resized(frame, tile)
 
     def _waveform(self) -> Waveform:
-        return read_waveform(self._info, self._segment_options.start_s, self._segment_options.end_s)
+        options = self._segment_options
+        return read_waveform(self._info, options.start_s, options.end_s, options.audio_track)
 
 
 def _resized(frame: NDArray[np.uint8], tile: tuple[int, int]) -> Image.Image:

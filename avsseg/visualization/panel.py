@@ -56,10 +56,10 @@ def tile_size(info: VideoInfo) -> tuple[int, int]:
     return 2 * round(width / 2), 2 * round(height / 2)
 
 
-def read_waveform(info: VideoInfo, start_s: float, end_s: float | None) -> Waveform:
+def read_waveform(info: VideoInfo, start_s: float, end_s: float | None, audio_track: int | None = None) -> Waveform:
     """The peaks of the sound from `start_s` to `end_s`, or to its end. Raises MediaError."""
     block = round(16_000 / PEAKS_PER_S)
-    with read_audio(info, start_s=start_s, end_s=end_s, block=block * PEAKS_PER_S) as sound:
+    with read_audio(info, track=audio_track, start_s=start_s, end_s=end_s, block=block * PEAKS_PER_S) as sound:
         peaks = [
             np.abs(np.pad(samples, (0, -len(samples) % block))).reshape(-1, block).max(axis=1) for samples in sound
         ]

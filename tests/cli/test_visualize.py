@@ -10,6 +10,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
+from avsseg.media.audio import read_audio
 from avsseg.media.ffmpeg import find_ffmpeg
 from avsseg.media.frames import sample_frames
 from avsseg.media.probe import probe
@@ -121,6 +122,33 @@ def test_a_video_shows_every_frame_with_the_sound(
     red = [(strip[..., 0] - strip[..., 1]).sum(axis=0).argmax() for strip in strips]
     expected = GAP + (info.width - 2 * GAP - 1) * (np.arange(15) + 0.5) / 15
     assert np.abs(np.array(red) - expected).max() <= 4
+
+
+def test_the_audio_track_asked_for_is_heard_drawn_and_played(
+    avsseg_main: Main, clip: Path, untrained_file: Path, tmp_path: Path
+) -> None:
+    two = tmp_path / "two.mkv"
+    silence = ("-f", "lavfi", "-i", "anullsrc=duration=3")
+    tracks = ("-map", "0:v", "-map", "1:a", "-map", "0:a", "-c:v", "copy", "-c:a", "pcm_s16le")
+    first = ("-disposition:a:0", "default", "-disposition:a:1", "0")
+    subprocess.run([find_ffmpeg().path, "-v", "error", "-i", clip, *silence, *tracks, *first, two], check=True)
+    strips = []
+    for number, track in enumerate(((), ("--audio-track", "2"))):
+        out = tmp_path / f"{number}.mp4"
+        outcome = avsseg_main("visualize", two, "--out", out, "--model", untrained_file, *SMALL, *track)
+        assert outcome.returncode == 0, outcome.stderr
+        with read_audio(probe(out)) as sound:
+            list(sound)
+        assert (sound.peak > 0.05) == bool(track)
+        with sample_frames(probe(out), rate=1, size=400) as frames:
+            strips.append(next(iter(frames))[-130:].astype(int))
+    assert np.abs(strips[1] - strips[0]).max() > 50
+    features = tmp_path / "features.png"
+    arguments = ("visualize", two, "--out", features, "--model", untrained_file, *SMALL, "--kind", "features")
+    assert avsseg_main(*arguments, "--audio-track", "2").returncode == 0
+    absent = avsseg_main(*arguments, "--overwrite", "--audio-track", "3")
+    assert absent.returncode == 1
+    assert "has 2 audio tracks, so there is no audio track 3" in absent.stderr
 
 
 def test_wrong_command_lines_make_nothing(avsseg_main: Main, clip: Path, untrained_file: Path, tmp_path: Path) -> None:
