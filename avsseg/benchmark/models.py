@@ -1,12 +1,13 @@
 """Latency, throughput and memory of whole models: the measurements behind the paper's Fig. 10.
 
-Weights are random, since the arithmetic does not depend on them.
+Weights are random where there are none, since the arithmetic does not depend on them.
 """
 
 from __future__ import annotations
 
 import functools
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -17,12 +18,14 @@ import torch
 from torch import Tensor
 
 from avsseg.benchmark.complexity import Complexity, complexity
-from avsseg.benchmark.options import BenchOptions, model_config
+from avsseg.benchmark.options import BenchOptions, is_checkpoint, model_config
 from avsseg.benchmark.timing import Listener, ignore, synchronise, time_in_turn
 from avsseg.model.avs_mamba import AvsMamba
+from avsseg.model.config import AvsMambaConfig
 from avsseg.pipeline.device import channels_last, resolve_device, resolve_precision
 from avsseg.pipeline.options import Precision
 from avsseg.pipeline.scoring import AUTOCAST_DTYPES, is_out_of_memory
+from avsseg.weights.store import load_model
 
 SEED = 0
 OUT_OF_MEMORY = "out of memory"
@@ -92,21 +95,24 @@ def measure_models(options: BenchOptions, listener: Listener = ignore) -> list[B
 
     Raises:
         EnvironmentFault, UsageError: there is no such device.
+        WeightsError: a checkpoint cannot be read.
     """
     device = resolve_device(options.device)
     precision = resolve_precision(options.precision, device)
     if options.threads is not None:
         torch.set_num_threads(options.threads)
+    # before all else, as a file may be no checkpoint
+    backbones = {name: config_of(name).backbone for name in dict.fromkeys(options.models)}
     rows = {
-        (name, size): BenchRow(name, model_config(name).backbone, size, options.frames, options.batch)
-        for name in dict.fromkeys(options.models)
+        (name, size): BenchRow(name, backbone, size, options.frames, options.batch)
+        for name, backbone in backbones.items()
         for size in dict.fromkeys(options.sizes)
     }
     if device.type == "cpu":  # first, while this process is small and leaves the memory to others
         for (name, size), row in rows.items():
             listener(f"memory of {label(name, size)}")
             rows[name, size] = replace(row, peak_bytes=peak_of_own_process(row, precision))
-    models = build_models(list(dict.fromkeys(options.models)), device)
+    models = build_models(list(backbones), device)
     for (name, size), row in rows.items():
         listener(f"operations of {label(name, size)}")
         rows[name, size] = _first_pass(row, models[name], device, precision)
@@ -125,6 +131,11 @@ def label(name: str, size: int) -> str:
     return f"{name} at {size}"
 
 
+def config_of(name: str) -> AvsMambaConfig:
+    """That of the checkpoint, or of the preset or backbone of that name. Raises WeightsError and UsageError."""
+    return load_model(name, allow_untrained=True).config if is_checkpoint(name) else model_config(name)
+
+
 def build_models(names: list[str], device: torch.device) -> dict[str, AvsMamba]:
     """The models of these names with random weights, in eval mode on `device`.
 
@@ -134,7 +145,7 @@ def build_models(names: list[str], device: torch.device) -> dict[str, AvsMamba]:
     models: dict[str, AvsMamba] = {}
     audio_encoders: dict[str, torch.nn.Module] = {}
     for name in names:
-        model = AvsMamba(model_config(name))
+        model = AvsMamba(config_of(name))
         model.audio_encoder = audio_encoders.setdefault(model.config.audio_encoder, model.audio_encoder)
         models[name] = model.to(device).eval()
         channels_last(model)
@@ -185,7 +196,8 @@ def _first_pass(row: BenchRow, model: AvsMamba, device: torch.device, precision:
 
 def peak_of_own_process(row: BenchRow, precision: Precision) -> int | None:
     """Bytes that a fresh process holds at most that does one pass on the CPU; None where that cannot be had."""
-    asked = json.dumps([row.model, row.batch, row.size, row.frames, precision, torch.get_num_threads()])
+    name = os.path.abspath(row.model) if row.model.endswith(".safetensors") else row.model
+    asked = json.dumps([name, row.batch, row.size, row.frames, precision, torch.get_num_threads()])
     command = [sys.executable, "-m", "avsseg.benchmark.memory", asked]
     # Python puts the folder that it starts in before its own modules: one without files of that name
     with tempfile.TemporaryDirectory() as empty:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from avsseg.errors import UsageError
 from avsseg.model.config import BACKBONE_ALIASES, FIGURE_10_MODELS, PRESETS, VISUAL_BACKBONES, AvsMambaConfig
 from avsseg.pipeline.options import LARGEST_SIZE, Precision
-from avsseg.weights.registry import DEFAULT_MODEL
+from avsseg.weights.registry import DEFAULT_MODEL, shipped_weights
 
 DEFAULT_MODELS = (DEFAULT_MODEL, *FIGURE_10_MODELS)
 LONGEST_CLIP = 1000
@@ -19,7 +19,8 @@ class BenchOptions:
     """One table: every model at every size.
 
     Attributes:
-        models: names of presets, or of visual backbones, which are then measured inside the paper's model.
+        models: names of models, checkpoints (.safetensors), or visual backbones, which are then measured inside the
+            paper's model.
         sizes: sides in pixels of the square input.
         frames: T, the frames of a clip.
         batch: clips that go through the model in one pass.
@@ -47,7 +48,8 @@ class BenchOptions:
         if not self.models or not self.sizes:
             raise UsageError("nothing to measure: name at least one model and one size")
         for name in self.models:
-            model_config(name)
+            if not is_checkpoint(name):
+                model_config(name)
         for size in self.sizes:
             if not 32 <= size <= LARGEST_SIZE:
                 raise UsageError(f"size is {size}; it must be from 32 to {LARGEST_SIZE} pixels")
@@ -61,6 +63,11 @@ class BenchOptions:
             raise UsageError(f"rate is {self.rate:g}; it must be from 0.001 to 1000 frames a second")
 
 
+def is_checkpoint(name: str) -> bool:
+    """Whether weights are to be read for it: those of a file, or those that the package has for a model's name."""
+    return name.endswith(".safetensors") or name in shipped_weights()
+
+
 def model_config(name: str) -> AvsMambaConfig:
     """The preset of that name, or the paper's model with the visual backbone of that name. Raises UsageError."""
     if name in PRESETS:
@@ -70,5 +77,6 @@ def model_config(name: str) -> AvsMambaConfig:
     except UsageError as error:
         backbones = ", ".join((*VISUAL_BACKBONES, *BACKBONE_ALIASES))
         raise UsageError(
-            f"{name!r} is neither a model ({', '.join(PRESETS)}) nor a visual backbone ({backbones})"
+            f"{name!r} is neither a model ({', '.join(PRESETS)}), nor a .safetensors file, nor a visual backbone "
+            f"({backbones})"
         ) from error

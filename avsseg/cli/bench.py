@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 _FIGURE_10 = ",".join(map(str, FIGURE_10_SIZES))
 EXAMPLES = f"""[bold]Examples[/bold]
 
-avsseg bench --models avs-mamba-tiny  [dim]the model that comes with the package[/dim]
+avsseg bench --models avs-mamba-tiny --sizes 192  [dim]the model that comes with the package, at its size[/dim]
 
 avsseg bench --sizes {_FIGURE_10} --plot figure-10.png  [dim]the paper's Fig. 10: backbones against resolution[/dim]
 
@@ -43,8 +43,8 @@ def bench(
             "--models",
             "--backbones",
             metavar="LIST",
-            help="Models, or visual backbones (such as resnet50, pvt_v2_b2, vmamba-t, vim-s) to put into the paper's "
-            "model, with commas between.",
+            help="Models, .safetensors files, or visual backbones (such as resnet50, pvt_v2_b2, vmamba-t, vim-s) to "
+            "put into the paper's model, with commas between.",
         ),
     ] = ",".join(DEFAULT_MODELS),
     sizes: Annotated[
@@ -91,7 +91,8 @@ def bench(
 ) -> None:
     """Measure latency, throughput, memory, operations and parameters, for each backbone and resolution.
 
-    Weights are random, which changes nothing. Memory is that of a process of its own on a CPU, that allocated on CUDA.
+    Weights are random where there are none, which changes nothing. Memory is that of a process of its own on a CPU,
+    that allocated on CUDA.
 
     GFLOP: two a multiply-add, and B K L D (9 N + 1 + 2 R) a selective scan.
     """
