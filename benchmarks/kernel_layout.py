@@ -2,7 +2,7 @@
 
     python benchmarks/kernel_layout.py [--repeats 15] [--threads 1]
 
-A clip of 5 frames at the size of each model's weights, in turn; the medians and their ratio are printed.
+A clip of 5 frames at each model's own size, in turn; the medians and their ratio are printed.
 """
 
 from __future__ import annotations
@@ -14,12 +14,11 @@ import time
 
 import torch
 
-from avsseg.benchmark.models import forward_pass, random_clips
+from avsseg.benchmark.models import config_of, forward_pass, random_clips
 from avsseg.model.avs_mamba import AvsMamba
-from avsseg.model.config import preset
 from avsseg.pipeline.device import channels_last
 
-MODELS = {"avs-mamba-tiny": 160, "avs-mamba-resnet50": 224, "avs-mamba-pvt-v2-b5": 224}  # side
+MODELS = ("avs-mamba-tiny", "avs-mamba-resnet50", "avs-mamba-pvt-v2-b5")
 
 
 def main() -> None:
@@ -29,8 +28,9 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
-    for name, side in MODELS.items():
-        model = AvsMamba(preset(name)).eval()
+    for name in MODELS:
+        config = config_of(name)
+        model, side = AvsMamba(config).eval(), config.input_size
         laid = copy.deepcopy(model)
         channels_last(laid)
         clips = random_clips(1, side, 5, torch.device("cpu"))
