@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from avsseg.data.synthetic import (
     SAMPLE_RATE,
@@ -19,7 +20,7 @@ from avsseg.data.synthetic import (
     sounding_seconds,
 )
 from avsseg.data.synthetic_draws import HELD_OUT_CELLS, Bank, Range, generator
-from avsseg.data.synthetic_scene import NOBODY, SceneSettings, draw_scene
+from avsseg.data.synthetic_scene import NOBODY, Camera, SceneDescription, ScenePainter, SceneSettings, draw_scene
 from avsseg.data.synthetic_shapes import CLASSES, TEXTURES
 from avsseg.data.synthetic_sound import FAMILIES, draw_timbre, synthesise
 
@@ -183,6 +184,60 @@ def test_motion_is_continuous() -> None:
             assert np.abs(np.diff(track, axis=0)).max() < 0.35
 
 
+def pixels_of(description: SceneDescription, index: int, time_s: float) -> int:
+    return int((ScenePainter(description, SIZE, SIZE).paint(time_s)[1] == index).sum())
+
+
+def test_objects_enter_and_leave() -> None:
+    entering = leaving = 0
+    drawn = [draw_scene(seed, split="train") for seed in range(60)]
+    for scene in drawn:
+        for index, thing in enumerate(scene.objects):
+            if thing.motion.enters_s > 0:
+                entering += 1
+                assert pixels_of(scene, index, 0.0) == 0
+            if thing.motion.leaves_s < scene.seconds:
+                leaving += 1
+                assert pixels_of(scene, index, scene.seconds) == 0
+    objects = sum(len(scene.objects) for scene in drawn)
+    assert 0.15 < (entering + leaving) / objects < 0.35
+    assert min(entering, leaving) > 0.05 * objects
+
+
+def test_what_enters_or_leaves_is_in_view_in_between() -> None:
+    for seed in range(20):
+        scene = draw_scene(seed, split="train", settings=SceneSettings(objects=(1, 1), entrances=1.0))
+        (thing,) = scene.objects
+        come, gone = max(0.0, thing.motion.enters_s + 0.5), min(5.0, thing.motion.leaves_s - 0.5)
+        assert pixels_of(scene, 0, (come + gone) / 2) > 0
+        assert pixels_of(scene, 0, 0.0 if thing.motion.enters_s > 0 else 5.0) == 0
+
+
+def test_the_camera_moves_in_most_scenes() -> None:
+    moved = []
+    for seed in range(40):
+        scene = draw_scene(seed, split="train")
+        scene = replace(scene, objects=(), photometry=replace(scene.photometry, noise=0.0, jpeg_quality=0))
+        painter = ScenePainter(scene, SIZE, SIZE)
+        pictures = [painter.paint(t)[0].astype(float) for t in (0.0, 1.5, 3.0)]
+        moved.append(max(float(np.abs(picture - pictures[0]).mean()) for picture in pictures) > 0.1)
+    assert 0.4 < np.mean(moved) < 0.8
+
+
+def test_a_pan_moves_objects_and_background_together() -> None:
+    """A camera that stands n pixels further to the right shows everything n pixels further to the left."""
+    n = 6
+    for seed in range(10):
+        scene = draw_scene(seed, split="train", aspect=1.0)
+        scene = replace(scene, photometry=replace(scene.photometry, noise=0.0, jpeg_quality=0))
+        away = Camera((2 * n / SIZE, 0.0), 0.0, 0.0, 0.0, np.pi / 2)
+        views = [replace(scene, camera=replace(away, pan=pan)) for pan in ((0.0, 0.0), away.pan)]
+        (still, whose), (panned, whose_panned) = (ScenePainter(view, SIZE, SIZE).paint(2.5) for view in views)
+        assert (whose[:, n:] != whose_panned[:, :-n]).mean() < 0.002
+        assert np.abs(still[:, n:].astype(float) - panned[:, :-n]).mean() < 0.5
+        assert np.abs(still.astype(float) - panned).mean() > 2
+
+
 def test_ranges_keep_cells_for_the_held_out_splits() -> None:
     wide = Range(100, 1000, logarithmic=True)
     rng = np.random.default_rng(0)
@@ -206,14 +261,59 @@ def test_test_split_uses_textures_shapes_pitches_and_tempi_never_seen() -> None:
                         assert (drawn.cell(value) in HELD_OUT_CELLS) == held_out
 
 
-def test_colour_does_not_tell_the_class() -> None:
-    colours: dict[int, list[tuple[float, float, float]]] = {c: [] for c in range(len(CLASSES))}
-    for seed in range(400):
-        for thing in draw_scene(seed, split="train").objects:
-            colours[thing.class_index].append(thing.texture.first)
-    means = np.array([np.mean(c, axis=0) for c in colours.values()])
-    within = np.mean([np.std(c, axis=0) for c in colours.values()])
-    assert np.std(means, axis=0).max() < 0.25 * within
+@pytest.fixture(scope="module")
+def looks() -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """Of objects in view, without their outlines' shape: what colours and textures they show, (N, 12), and class (N,)."""
+    found, classes = [], []
+    for seed in range(420):
+        scene = draw_scene(seed, split="train")
+        picture, owner = ScenePainter(scene, SIZE, SIZE).paint(2.5)
+        values = picture.astype(float)
+        across, down = (np.abs(np.diff(values, axis=axis)) for axis in (1, 0))
+        for index, thing in enumerate(scene.objects):
+            own = owner == index
+            if own.sum() < 60:
+                continue
+            beside, below = own[:, 1:] & own[:, :-1], own[1:] & own[:-1]
+            parts = (values[own].mean(0), values[own].std(0), across[beside].mean(0), down[below].mean(0))
+            found.append(np.concatenate(parts))
+            classes.append(thing.class_index)
+    features = np.array(found)
+    return (features - features.mean(0)) / features.std(0), np.array(classes)
+
+
+def told_by_the_nearest(features: NDArray[np.float64], classes: NDArray[np.int64]) -> float:
+    """Share whose class is the commonest among the fifteen most alike of all others."""
+    distances = np.linalg.norm(features[:, None] - features[None], axis=2)
+    np.fill_diagonal(distances, np.inf)
+    nearest = classes[np.argsort(distances, axis=1)[:, :15]]
+    votes = np.array([np.bincount(row, minlength=len(CLASSES)).argmax() for row in nearest])
+    return float((votes == classes).mean())
+
+
+def test_no_lookup_of_colours_or_textures_tells_the_class(
+    looks: tuple[NDArray[np.float64], NDArray[np.int64]],
+) -> None:
+    features, classes = looks
+    assert len(classes) > 600
+    chance = 1 / len(CLASSES)
+    assert told_by_the_nearest(features, classes) < chance + 0.06
+    # the probe does see a class in one of the twelve
+    hinted = features.copy()
+    hinted[:, 4] += 2.5 * (classes - np.mean(classes)) / np.std(classes)
+    assert told_by_the_nearest(hinted, classes) > chance + 0.12
+
+
+def test_no_texture_belongs_to_a_class() -> None:
+    things = [thing for seed in range(500) for thing in draw_scene(seed, split="train").objects]
+    shares = np.zeros((len(CLASSES), len(TEXTURES.seen) + 1))
+    kinds = list(TEXTURES.seen)
+    for thing in things:
+        shares[thing.class_index, kinds.index(thing.texture.kind)] += 1
+        shares[thing.class_index, -1] += thing.outline is not None
+    shares /= np.bincount([thing.class_index for thing in things], minlength=len(CLASSES))[:, None]
+    assert np.ptp(shares, axis=0).max() < 0.25
+    assert shares.min() > 0
 
 
 @pytest.mark.parametrize("family", range(len(FAMILIES)), ids=[f.name for f in FAMILIES])

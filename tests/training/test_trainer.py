@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import csv
 import itertools
 import math
@@ -19,7 +20,7 @@ from avsseg.errors import AvssegError, OutputError, UsageError
 from avsseg.training.checkpoints import load_checkpoint, save_checkpoint
 from avsseg.training.distributed import process_group
 from avsseg.training.optimizer import parameter_groups
-from avsseg.training.trainer import NonFiniteError, Trainer, TrainerSettings, Validation
+from avsseg.training.trainer import NonFiniteError, Progress, Trainer, TrainerSettings, Validation
 
 
 class Regression(nn.Module):
@@ -38,7 +39,7 @@ def batches(first: int = 0) -> Iterator[Tensor]:
         yield torch.randn(8, 4, generator=torch.Generator().manual_seed(seed))
 
 
-def make(folder: Path, **changes: float) -> Trainer:
+def make(folder: Path, **changes: float | str) -> Trainer:
     torch.manual_seed(0)
     settings = {"learning_rate": 0.05, "warmup_steps": 5, "steps": 200, "ema_decay": 0.9, **changes}
     return Trainer(Regression(), folder, TrainerSettings(**settings))  # type: ignore[arg-type]
@@ -70,6 +71,59 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path: Path) -> None:
         assert torch.equal(tensor, second.objective.state_dict()[name])
     for name, tensor in whole.average.state_dict().items():
         assert torch.equal(tensor, second.average.state_dict()[name])
+
+
+def first_moments(trainer: Trainer) -> Tensor:
+    """Of AdamW after one step a tenth of the gradient that it was given, as one vector."""
+    states = trainer.optimizer.state.values()
+    return torch.cat([state["exp_avg"].flatten() for state in states])
+
+
+@pytest.mark.parametrize("clip", [0.0, 1e9, 0.01])
+def test_gradients_are_clipped_to_their_norm(tmp_path: Path, clip: float) -> None:
+    trainer = make(tmp_path, gradient_clip=clip, steps=1)
+    expected = copy.deepcopy(trainer.objective)
+    expected(next(batches()))[0].backward()
+    gradient = torch.cat([p.grad.flatten() for p in expected.parameters() if p.grad is not None])
+    assert gradient.norm() > 0.1
+    told: list[float] = []
+    trainer.listener = lambda progress: told.append(progress.values["gradient_norm"])
+    trainer.train(batches())
+    assert told == [pytest.approx(gradient.norm().item())]  # what it was before
+    moments = first_moments(trainer)
+    torch.testing.assert_close(moments.norm().item(), 0.1 * min(gradient.norm().item(), clip or math.inf))
+    assert torch.cosine_similarity(moments.sort().values, gradient.sort().values, dim=0) > 0.9999
+
+
+def test_the_average_follows_by_its_decay(tmp_path: Path) -> None:
+    trainer = make(tmp_path, steps=30, ema_decay=0.6)
+    expected = trainer.objective.linear.weight.detach().double().clone()
+
+    def follow_in_float64(progress: Progress) -> None:
+        nonlocal expected
+        # short at first: the start is no model
+        decay = min(0.6, progress.step / (progress.step + 9))
+        expected = decay * expected + (1 - decay) * trainer.objective.linear.weight.detach().double()
+
+    trainer.listener = follow_in_float64
+    trainer.train(batches())
+    torch.testing.assert_close(trainer.average.linear.weight.double(), expected, atol=1e-6, rtol=0)
+    assert not torch.allclose(trainer.average.linear.weight, trainer.objective.linear.weight, atol=1e-3)
+
+
+def test_mixed_precision_computes_in_16_bits_and_keeps_32(tmp_path: Path) -> None:
+    losses: dict[str, list[float]] = {}
+    for precision, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
+        computed: list[torch.dtype] = []
+        trainer = make(tmp_path / precision, steps=20, precision=precision)
+        trainer.objective.linear.register_forward_hook(lambda _, __, output, seen=computed: seen.append(output.dtype))
+        told = losses.setdefault(precision, [])
+        trainer.listener = lambda progress, told=told: told.append(progress.values["loss"])
+        trainer.train(batches())
+        assert set(computed) == {dtype}
+        assert {parameter.dtype for parameter in trainer.objective.parameters()} == {torch.float32}
+    assert losses["bf16"] != losses["fp32"]
+    assert losses["bf16"] == pytest.approx(losses["fp32"], rel=0.05, abs=0.05)
 
 
 def test_decay_spares_vectors_and_scan_parameters() -> None:
