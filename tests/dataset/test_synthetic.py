@@ -263,7 +263,7 @@ def test_test_split_uses_textures_shapes_pitches_and_tempi_never_seen() -> None:
 
 @pytest.fixture(scope="module")
 def looks() -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """Of objects in view, without their outlines' shape: what colours and textures they show, (N, 12), and class (N,)."""
+    """Of objects in view, without their outlines' shape: colours and textures (N, 12), and class (N,)."""
     found, classes = [], []
     for seed in range(420):
         scene = draw_scene(seed, split="train")
