@@ -67,7 +67,7 @@ def evaluate(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the whole result as JSON instead of a table.")] = False,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda:0, mps.")] = "auto",
-    threads: Annotated[int, typer.Option(min=0, help="0: as many as there are cores.")] = 0,
+    threads: Annotated[int, typer.Option(min=0, max=1024, help="0: as many as there are cores.")] = 0,
     workers: Annotated[int, typer.Option(min=0, help="Processes that load data.")] = 1,
     seed: Annotated[int, typer.Option(min=0, help="For replaced sounds.")] = 0,
     allow_untrained: Annotated[bool, typer.Option("--allow-untrained", help="Accept a model without weights.")] = False,
@@ -87,6 +87,8 @@ def evaluate(
     from avsseg.weights.store import load_model
     from avsseg.writers.base import PartialOutput, written_whole
 
+    if out and os.path.isfile(model) and out.exists() and os.path.samefile(out, model):
+        raise UsageError(f"--out {printable(out)}: is the model itself. Choose another name")
     # found now, not after the whole evaluation
     for target in filter(None, (out, report and report / "index.html")):
         PartialOutput(target).discard()

@@ -340,7 +340,10 @@ def read_list(*, null: bool) -> Iterator[str]:
     """The paths on stdin, one a line or each ended by NUL."""
     content = sys.stdin.buffer.read()
     if not null and b"\0" in content:
-        raise UsageError("the list on stdin holds NUL bytes; add -0")
+        raise UsageError(
+            "the list on stdin holds NUL bytes; add -0 if these end its paths. A video cannot be piped in: save it to "
+            "a file first"
+        )
     for item in content.split(b"\0" if null else b"\n"):
         name = item if null else item.rstrip(b"\r")
         if name:

@@ -182,7 +182,11 @@ def train(
         }.items()
         if value is not None
     }  # fmt: skip
-    flags |= dict(parse_setting(text) for text in setting or [])
+    given = dict(parse_setting(text) for text in setting or [])
+    for name in flags.keys() & given.keys():
+        if flags[name] != given[name]:
+            raise UsageError(f"--set {name}={given[name]}: its own option says {flags[name]}. Leave one out")
+    flags |= given
     staged = (out / STAGES).is_file()
     if staged and not resume and preset != "scenes":
         raise UsageError(f"{printable(out)}: holds a run already. Go on with --resume, or choose another --out")

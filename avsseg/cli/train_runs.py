@@ -19,7 +19,7 @@ from avsseg.cli.shell import quoted
 from avsseg.cli.train_progress import SCORES, Shown, shown
 from avsseg.cli.weights import find_shown
 from avsseg.errors import printable
-from avsseg.training.run_folder import BEST, LAST, LAST_STATE, STAGES, forget_start
+from avsseg.training.run_folder import BEST, LAST, LAST_STATE, STAGES, forget_start, held
 from avsseg.training.settings import TrainingSettings, write_toml
 from avsseg.training.stages import from_what_there_is, scene_stages, stage_to_go_on_with
 
@@ -108,6 +108,11 @@ def _end(stopped_by: Collection[int]) -> NoReturn:
     raise KeyboardInterrupt from None
 
 
+def _forget_start(folder: Path) -> None:
+    with held(folder):
+        forget_start(folder)
+
+
 def _run_stages(out: Path, settings: TrainingSettings, display: Shown | None, *, resume: bool) -> Path:
     from avsseg.training.distributed import all_wait, any_of_all, rank_and_world, together
     from avsseg.writers.base import output_errors, written_whole
@@ -127,7 +132,7 @@ def _run_stages(out: Path, settings: TrainingSettings, display: Shown | None, *,
         if display:
             display.say(f"run {number} of {len(runs)}, {stage.minutes:.3g} minutes: {folder}")
         if resume and not going:
-            together(functools.partial(forget_start, folder) if leads() else lambda: None, printable(folder))
+            together(functools.partial(_forget_start, folder) if leads() else lambda: None, printable(folder))
         stage = from_what_there_is(stage)
         best, stopped_by = _run_one(folder, stage, display, resume=going, whole=out, ready=keep_settings)
         if any_of_all(bool(stopped_by)) and number < len(runs):

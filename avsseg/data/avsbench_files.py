@@ -46,7 +46,8 @@ def _in_eight_bits(image: Image.Image) -> Image.Image:
 def open_mask(path: Path, *, classes: bool, colours: bool) -> Image.Image:
     """A truth mask at its own size: mode L with values as `mask_values` takes them, or RGB for label maps in colour.
 
-    `classes`: AVSS, whose masks name a class; otherwise whatever is not 0 is object, in modes 1, L, P and RGB alike.
+    `classes`: AVSS, whose masks name a class; otherwise whatever is not 0 is object, in modes 1, L, P and RGB alike,
+    but for what is transparent.
     """
     image = open_image(path, None)
     if classes and colours:
@@ -55,16 +56,17 @@ def open_mask(path: Path, *, classes: bool, colours: bool) -> Image.Image:
         raise DataError(
             f"{printable(path)}: is of mode {image.mode}, a map of class indices has 8 bits and one channel"
         )
-    if image.mode == "LA":
-        image = image.getchannel(0)
-    elif image.mode == "RGBA":
-        image = image.convert("RGB")
+    opaque: NDArray[np.bool_] | bool = True
+    if image.mode in ("LA", "RGBA"):
+        # what an editor saved of a cut-out: nothing is there, whatever colour it has
+        opaque = np.asarray(image.getchannel("A")) > 0
+        image = image.convert(image.mode[:-1])
     # a palette picture's indices count, not its colours
     values = np.asarray(image)
     if classes:
         return Image.fromarray(values)
     marked = values.any(axis=-1) if values.ndim == 3 else values != 0
-    return Image.fromarray(marked.astype(np.uint8))
+    return Image.fromarray((marked & opaque).astype(np.uint8))
 
 
 def mask_values(mask: Image.Image, path: Path) -> NDArray[np.uint8]:

@@ -49,7 +49,7 @@ def read_listing(root: Path, subset: Subset) -> dict[str, ListedClip]:
         document = json.loads(table.read_text(encoding="utf-8"))
         classes = frozenset(document.get("classes", ()))
         listed = {entry["name"]: _listed(entry, classes) for entry in document["clips"]}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise DataError(f"{printable(table)}: not a listing of clips ({error!r}). Write the dataset anew") from error
     for name, clip in listed.items():
         if len(clip.sounding) > MOST_SECONDS[subset]:

@@ -17,7 +17,7 @@ from avsseg.data.avss_classes import CLASS_NAMES, avss_palette
 from avsseg.evaluation.evaluate import Evaluation
 from avsseg.evaluation.strips import PREDICTION_COLOUR, TRUTH_COLOUR, draw_strip
 from avsseg.evaluation.tables import Table, conditions, heading, tables
-from avsseg.writers.base import output_errors, written_whole
+from avsseg.writers.base import written_whole
 
 _STYLE = """
 body{font:15px/1.5 system-ui,sans-serif;margin:2rem auto;max-width:1080px;padding:0 1rem;color:#1c2430;background:#fff}
@@ -50,8 +50,6 @@ def write_report(folder: Path, evaluation: Evaluation, result: Mapping[str, Any]
         "</body></html>\n"
     )
     path = folder / "index.html"
-    with output_errors(path):
-        folder.mkdir(parents=True, exist_ok=True)
     with written_whole(path) as partial:
         partial.write_text(page, encoding="utf-8")
     return path

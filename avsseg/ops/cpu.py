@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from avsseg.errors import EnvironmentFault
+from avsseg.errors import EnvironmentFault, printable
 from avsseg.ops.registration import checkpoints_shape, keeps_states, register
 
 LIBRARY_PATH = Path(__file__).with_name("libavsseg_scan.so")
@@ -44,6 +44,13 @@ class _Scan(ctypes.Structure):
 def load_library(path: Path) -> tuple[ctypes.CDLL | None, str]:
     """The compiled scan at `path` and an empty string, or None and the reason why it cannot be used."""
     if not path.is_file():
+        checkout = path.parents[2]
+        if (checkout / "pyproject.toml").is_file():
+            # an installed avsseg may well be there, but Python looks into the current folder first
+            return None, (
+                f"not compiled: Python reads avsseg from {printable(checkout)}, where {path.name} is missing; start it "
+                "in another folder to use the installed one, or `pip install -e .` there with a C++17 compiler"
+            )
         return None, f"not compiled: {path.name} is missing; reinstall avsseg where a C++17 compiler is installed"
     try:
         library = ctypes.CDLL(str(path))

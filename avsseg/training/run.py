@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import logging
 import math
@@ -35,7 +36,17 @@ from avsseg.training.encoders import (
     sounding_frames,
 )
 from avsseg.training.objectives import ModelObjective
-from avsseg.training.run_folder import BEST, BEST_STATE, LAST, LAST_STATE, MODEL, SETTINGS, check_folder, forget_start
+from avsseg.training.run_folder import (
+    BEST,
+    BEST_STATE,
+    LAST,
+    LAST_STATE,
+    MODEL,
+    SETTINGS,
+    check_folder,
+    forget_start,
+    held,
+)
 from avsseg.training.settings import TrainingSettings, write_toml
 from avsseg.training.start import build_model, frozen_statistics, with_size
 from avsseg.training.trainer import Interrupted, NonFiniteError, Progress, Trainer, TrainerSettings, Validation
@@ -169,22 +180,25 @@ class TrainingRun:
         if settings.frozen_audio:
             model.audio_encoder.requires_grad_(False)
         objective = _objective(model, settings).to(device)  # its own layers, too
-        if not resume and self.rank == 0:
-            forget_start(folder)
-        self.trainer = Trainer(
-            objective,
-            folder,
-            self._trainer_settings(),
-            learning_rate_scales=dict.fromkeys(ENCODERS, settings.encoder_rate),
-            listener=listener,
-            tensorboard=True,
-        )
-        if resume:
-            self.trainer.restore()
-        if self.rank == 0:
-            write_toml(folder / SETTINGS, settings)
-            with written_whole(folder / MODEL) as partial:
-                partial.write_text(json.dumps({**model.config.to_dict(), HEARD: classes}, indent=1) + "\n")
+        with held(folder) if self.rank == 0 else contextlib.nullcontext():
+            # another run may have begun, or ended, since
+            check_folder(folder, resume=resume, leads=self.rank == 0)
+            if not resume and self.rank == 0:
+                forget_start(folder)
+            self.trainer = Trainer(
+                objective,
+                folder,
+                self._trainer_settings(),
+                learning_rate_scales=dict.fromkeys(ENCODERS, settings.encoder_rate),
+                listener=listener,
+                tensorboard=True,
+            )
+            if resume:
+                self.trainer.restore()
+            if self.rank == 0:
+                write_toml(folder / SETTINGS, settings)
+                with written_whole(folder / MODEL) as partial:
+                    partial.write_text(json.dumps({**model.config.to_dict(), HEARD: classes}, indent=1) + "\n")
 
     def _trainer_settings(self) -> TrainerSettings:
         s = self.settings
@@ -220,9 +234,16 @@ class TrainingRun:
     def train(self) -> Path:
         """Trains to the end; the path of the best model. Raises Interrupted if it was asked to stop.
 
-        What there is by then is left in the folder also when AvssegError ends it: NonFiniteError when the loss is no
+        What there is by then is left in the folder also when AvssegError ends it: UsageError where another process
+        trains in the folder, NonFiniteError when the loss is no
         longer a number, OutputError when the disk refuses, DataError or MediaError for a damaged file.
         """
+        with contextlib.ExitStack() as stack:
+            keep = functools.partial(stack.enter_context, held(self.folder))
+            together(keep if self.rank == 0 else lambda: None, printable(self.folder))
+            return self._train()
+
+    def _train(self) -> Path:
         batches, check = together(self._prepared, printable(self.folder))
         try:
             with memory_faults(printable(self.folder), MEMORY_REMEDY):

@@ -6,17 +6,21 @@ RUN/train.csv, val.csv   what it logged; tensorboard/ the same for TensorBoard
 RUN/last.pt, best.pt     its whole state, at the last step, where it goes on, and at the best validation
 RUN/best.safetensors     the model of the best validation, for `avsseg run --model`; last.safetensors likewise
 RUN/curves.png           loss and scores
+RUN/run.lock             while a process trains there
 RUN/stages.toml          of `--preset scenes`: what the whole was told; its runs have folders, RUN/1-encoders ...
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 from avsseg.errors import UsageError, printable
 from avsseg.training.run_log import LOGS
-from avsseg.writers.base import output_errors
+from avsseg.weights.locking import exclusive
+from avsseg.writers.base import make_folders, output_errors, remove_empty
 
 SETTINGS, STAGES, MODEL = "settings.toml", "stages.toml", "model.json"
 BEST_STATE, LAST_STATE = "best.pt", "last.pt"
@@ -44,6 +48,27 @@ def check_folder(folder: Path, *, resume: bool, leads: bool) -> None:
     if resume or not leads or not held or set(STARTED) <= set(held) <= {*STARTED, *LOGS}:
         return
     raise UsageError(f"{shown}: holds {held[0]}, but no run to go on with (no last.pt). Choose another --out")
+
+
+@contextlib.contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Keeps every other process out of the folder of a run, which is made; one that stays empty is removed.
+
+    Raises UsageError where another is at work there, and OutputError.
+    """
+
+    def refuse() -> None:
+        raise UsageError(
+            f"{printable(folder)}: another process is training there. Wait for its end, or choose another --out"
+        )
+
+    with output_errors(folder):
+        made = make_folders(folder)
+    try:
+        with exclusive(folder / "run", on_wait=refuse):
+            yield
+    finally:
+        remove_empty(made)
 
 
 def forget_start(folder: Path) -> None:

@@ -62,10 +62,13 @@ class RunLog:
 
 
 def whole_rows(log: Path) -> tuple[list[str], list[list[str]]]:
-    """The header and the lines of a log, without those that a full disk cut short."""
+    """The header and the lines of a log, without those that a full disk cut short; nothing where it cut the header."""
     with log.open(newline="") as file:
-        header, *rows = [*csv.reader(file)] or [[]]
-    return header, [row for row in rows if len(row) == len(header) and all(map(_is_number, row))]
+        if not file.readline().endswith("\n"):
+            return [], []
+        file.seek(0)
+        header, *rows = csv.reader(file)
+    return header, [row for row in rows if len(row) == len(header) and row[0].isdigit() and all(map(_is_number, row))]
 
 
 def _is_number(text: str) -> bool:
@@ -80,6 +83,10 @@ def _forget_after(log: Path, step: int) -> None:
     if not log.is_file() or not log.stat().st_size:
         return
     header, rows = whole_rows(log)
+    if not header:
+        with output_errors(log):
+            log.unlink()
+        return
     with written_whole(log) as partial, partial.open("w", newline="") as file:
         csv.writer(file).writerows([header, *(row for row in rows if int(row[0]) <= step)])
 

@@ -92,6 +92,10 @@ class TrainingSettings:
             value = getattr(self, field.name)
             wanted = hints[field.name] if isinstance(hints[field.name], type) else str
             if wanted is float and isinstance(value, int) and not isinstance(value, bool):
+                if abs(value) > sys.float_info.max:
+                    raise UsageError(
+                        f"{field.name} has {len(str(abs(value)))} digits, must be a number that a float holds"
+                    )
                 object.__setattr__(self, field.name, float(value))
             elif not isinstance(value, wanted) or (wanted is int and isinstance(value, bool)):
                 raise UsageError(f"{field.name} is {value!r}, must be {wanted.__name__}")
@@ -229,7 +233,7 @@ def with_changes(settings: TrainingSettings, changes: Mapping[str, Any], *, wher
 def read_toml(path: Path) -> dict[str, Any]:
     """The values of a settings file. Raises UsageError."""
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise UsageError(f"{printable(path)}: cannot be read ({error.strerror})") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:

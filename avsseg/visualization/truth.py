@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
 
+from avsseg.data.avsbench_files import open_mask
 from avsseg.errors import DataError, printable
 from avsseg.media.probe import VideoInfo
 from avsseg.writers.base import MASK_FOLDER_MARK, of_the_system
@@ -84,11 +84,5 @@ def _number(path: Path) -> tuple[int, str]:
 
 
 def _read_mask(path: Path) -> NDArray[np.bool_]:
-    try:
-        with Image.open(path) as picture:
-            # the values of a palette are classes; converting them to grey would make new ones
-            pixels = np.asarray(picture if picture.mode in ("P", "L", "1") else picture.convert("L"))
-    except (OSError, UnidentifiedImageError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise DataError(f"{printable(path)}: cannot be read as a picture ({error}). Remove or replace it") from error
-    sounding: NDArray[np.bool_] = pixels > 0
-    return sounding
+    # as in training and evaluation
+    return np.asarray(open_mask(path, classes=False, colours=False)).astype(np.bool_)

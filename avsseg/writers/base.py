@@ -301,6 +301,8 @@ def blocking(target: Path, *, folder: bool) -> str:
     if os.path.exists(target) and os.path.isdir(target) != folder:
         kind = "a folder" if os.path.isdir(target) else "a file"
         return f"{printable(target)}: {kind} of this name is in the way; choose another --out"
+    if not folder and os.path.exists(target) and not os.path.isfile(target):
+        return f"{printable(target)}: is a device or a pipe, and a result is built beside it and renamed; choose a file"
     return ""
 
 

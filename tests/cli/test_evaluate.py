@@ -131,6 +131,29 @@ def test_a_place_that_cannot_be_written_to_is_found_first(
     assert (tmp_path / "file").read_text() == "mine"
 
 
+def test_the_model_itself_and_a_pipe_are_no_place_for_a_result(avsseg_main: Main, scenes: Path, tmp_path: Path) -> None:
+    model = checkpoint(tmp_path / "model.safetensors")
+    before = model.read_bytes()
+    outcome = avsseg_main(*arguments(scenes, model, "--out", model))
+    assert outcome.returncode == 2
+    assert outcome.stderr == f"avsseg: error: --out {model}: is the model itself. Choose another name\n"
+    assert model.read_bytes() == before
+    if hasattr(os, "mkfifo"):
+        pipe = tmp_path / "pipe.json"
+        os.mkfifo(pipe)
+        outcome = avsseg_main(*arguments(scenes, model, "--out", pipe))
+        assert outcome.returncode == 1
+        assert "is a device or a pipe" in outcome.stderr
+        assert pipe.is_fifo()
+
+
+def test_more_threads_than_there_can_be_are_refused(avsseg_main: Main, scenes: Path, tmp_path: Path) -> None:
+    model = checkpoint(tmp_path / "model.safetensors")
+    outcome = avsseg_main(*arguments(scenes, model, "--threads", 99999))
+    assert outcome.returncode == 2
+    assert "1024" in outcome.stderr
+
+
 def test_places_that_do_not_exist_yet_are_made_and_left_alone_until_then(
     avsseg_main: Main, scenes: Path, tmp_path: Path
 ) -> None:

@@ -165,7 +165,7 @@ def test_a_list_with_nul_bytes_asks_for_the_flag(
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"a.mp4\0b.mp4\0")))
     outcome = avsseg_main("run", "-", "--out", tmp_path)
     assert outcome.returncode == 2
-    assert "the list on stdin holds NUL bytes; add -0" in outcome.stderr
+    assert "the list on stdin holds NUL bytes; add -0 if these end its paths. A video cannot be" in outcome.stderr
 
 
 def test_a_dry_run_names_a_missing_input_as_failed(

@@ -45,6 +45,7 @@ def avsseg(*command: str) -> subprocess.CompletedProcess[str]:
         (["--set", "dice-weight=2"], ""),
         (["--set", "colour=2"], "--set colour=2: must be NAME=VALUE"),
         (["--set", "batch=two"], "the value must be a int"),
+        (["--set", "workers=1"], "--set workers=1: its own option says 0. Leave one out"),
         (["--preset", "huge"], "preset is 'huge'. Choose one of: tiny, paper"),
         (["--ablate", "no-eyes"], "ablate is 'no-eyes'"),
         (["--backbone", "vmamba-x"], "unknown backbone 'vmamba-x'"),

@@ -82,9 +82,11 @@ def test_weak_supervision(tmp_path: Path, object_set: Callable[..., Path], seman
         Image.fromarray(np.array([[[0, 0, 0], [0, 0, 7]]] * 2, np.uint8)),
         Image.fromarray(np.array([[[0, 0, 0, 255], [7, 0, 0, 255]]] * 2, np.uint8)),
         Image.fromarray(np.array([[[0, 255], [7, 255]]] * 2, np.uint8)),
+        Image.fromarray(np.array([[[255, 255, 255, 0], [255, 255, 255, 1]]] * 2, np.uint8)),
+        Image.fromarray(np.array([[[255, 0], [255, 255]]] * 2, np.uint8)),
         Image.fromarray(np.array([[0, 3], [0, 3]], np.uint8)).convert("P"),
     ],
-    ids=["L 1", "L 255", "L 9", "1", "RGB", "RGBA", "LA", "P"],
+    ids=["L 1", "L 255", "L 9", "1", "RGB", "RGBA", "LA", "cut-out RGBA", "cut-out LA", "P"],
 )
 def test_mask_encodings(tmp_path: Path, object_set: Callable[..., Path], image: Image.Image) -> None:
     data = object_set(tmp_path, "ms3")

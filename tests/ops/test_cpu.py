@@ -237,6 +237,14 @@ def test_a_missing_library_is_explained(tmp_path: Path):
     assert library is None
     assert "not compiled" in reason
     assert "C++17 compiler" in reason
+    assert "reinstall" in reason
+
+
+def test_a_checkout_without_kernels_says_that_it_hides_an_installed_package(tmp_path: Path):
+    (tmp_path / "pyproject.toml").touch()
+    library, reason = cpu.load_library(tmp_path / "avsseg" / "ops" / "libavsseg_scan.so")
+    assert library is None
+    assert reason.startswith(f"not compiled: Python reads avsseg from {tmp_path}, where ")
 
 
 def test_a_library_that_does_not_load_is_explained(tmp_path: Path):

@@ -62,11 +62,19 @@ def test_lines_beyond_a_step_and_those_cut_short_are_dropped(tmp_path: Path) -> 
     assert [row[0] for row in read(tmp_path / "val.csv")] == ["step", "20", "40"]
 
 
+def test_a_log_whose_header_was_cut_short_begins_anew(tmp_path: Path) -> None:
+    (tmp_path / "val.csv").write_text("step,minutes,M_J,M_F,d")
+    log = RunLog(tmp_path)
+    log.forget_after(20, 20)
+    log.add("val", 40, 0.0, {"M_J": 0.5, "score": 0.25})
+    assert read(tmp_path / "val.csv") == [["step", "minutes", "M_J", "score"], ["40", "0.00", "0.50000", "0.25000"]]
+
+
 def test_lines_without_a_step_are_dropped(tmp_path: Path) -> None:
     log = RunLog(tmp_path)
     log.add("train", 20, 0.0, {"loss": 1.0})
     with (tmp_path / "train.csv").open("a") as file:
-        file.write("twenty,0.0,1.0\n\n")
+        file.write("twenty,0.0,1.0\n\n1.5,0.0,1.0\n-20,0.0,1.0\n")
     log.forget_after(60, 60)
     assert [row[0] for row in read(tmp_path / "train.csv")] == ["step", "20"]
 

@@ -83,6 +83,16 @@ def test_files_that_are_none(tmp_path: Path) -> None:
         read_toml(tmp_path / "bad.toml")
 
 
+def test_a_byte_order_mark_is_no_setting(tmp_path: Path) -> None:
+    (tmp_path / "windows.toml").write_bytes(b"\xef\xbb\xbfbatch = 2\n")
+    assert read_toml(tmp_path / "windows.toml") == {"batch": 2}
+
+
+def test_a_number_that_no_float_holds_is_named() -> None:
+    with pytest.raises(UsageError, match="minutes has 401 digits"):
+        with_changes(TrainingSettings(), {"minutes": 10**400}, where="x")
+
+
 def test_the_guide_lists_every_setting_with_its_default() -> None:
     guide = (Path(__file__).parents[2] / "docs" / "training.md").read_text(encoding="utf-8")
     listed = re.findall(r"^\| `(\w+)` \|.*\| `(\S*)` \|$", guide, re.MULTILINE)

@@ -63,7 +63,7 @@ def test_what_is_no_folder_of_masks_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"holds no \.png masks"):
         truth_masks(tmp_path)
     (tmp_path / "1.png").write_bytes(b"no picture")
-    with pytest.raises(DataError, match=r"1\.png: cannot be read as a picture"):
+    with pytest.raises(DataError, match=r"1\.png: not an image that can be read"):
         truth_masks(tmp_path).at(0)
     noise = np.random.default_rng(0).integers(0, 256, (400, 400), np.uint8)
     Image.fromarray(noise).save(tmp_path / "1.png")
@@ -71,7 +71,7 @@ def test_what_is_no_folder_of_masks_is_named(tmp_path: Path) -> None:
     second = whole.index(b"IDAT", whole.index(b"IDAT") + 4)
     whole[second : second + 4] = b"\0\1\2\3"
     (tmp_path / "1.png").write_bytes(whole)
-    with pytest.raises(DataError, match=r"1\.png: cannot be read as a picture"):
+    with pytest.raises(DataError, match=r"1\.png: not an image that can be read"):
         truth_masks(tmp_path).at(0)
     (tmp_path / "masks.json").write_text("{}")
     with pytest.raises(DataError, match=r"masks\.json: does not list masks"):
