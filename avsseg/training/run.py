@@ -234,9 +234,9 @@ class TrainingRun:
     def train(self) -> Path:
         """Trains to the end; the path of the best model. Raises Interrupted if it was asked to stop.
 
-        What there is by then is left in the folder also when AvssegError ends it: UsageError where another process
-        trains in the folder, NonFiniteError when the loss is no
-        longer a number, OutputError when the disk refuses, DataError or MediaError for a damaged file.
+        What there is by then is left in the folder also when AvssegError ends it: NonFiniteError when the loss is no
+        longer a number, OutputError when the disk refuses, DataError or MediaError for a damaged file. Raises
+        UsageError, and touches nothing, where another process trains in the folder.
         """
         with contextlib.ExitStack() as stack:
             keep = functools.partial(stack.enter_context, held(self.folder))
